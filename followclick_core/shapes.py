@@ -1,0 +1,25 @@
+"""Names for the tensor shapes of this package, and the legend of their axes.
+
+b  batch           f  frames            c  channels
+h  height, down    w  width, right      n  tokens
+
+Value ranges: pixels are 0..1 as floats and 0..255 as uint8; latents have unit scale; masks are 0..1, where 1 moves.
+The annotations cost nothing at run time: they are checked only while the tests run.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+Video = Float[Tensor, "b c f h w"]  # latents, or pixels 0..1
+Frames = Float[Tensor, "bf c h w"]  # the same with frames folded into the batch, as a UNet sees them
+Tokens = Float[Tensor, "b n c"]  # text embedding ("context")
+Masks = Float[Tensor, "b 1 h w"]  # 1 = moves
+PerSample = Float[Tensor, "b"]
+Timesteps = Int[Tensor, "b"]
+PerTimestep = Float[Tensor, "t"]
+
+Image = UInt8[np.ndarray, "h w 3"]  # RGB
+Frames8 = UInt8[np.ndarray, "f h w 3"]
+Mask = Bool[np.ndarray, "h w"]
+Flow = Float[np.ndarray, "h w 2"]  # pixels; x right, y down
