@@ -1,0 +1,152 @@
+"""Joins a motion model to a UNet by forward hooks: this package's UNet or the host's, they share layer names.
+
+Hooks insert no module, so no state-dict key changes, LoRAs stay valid and other packs' patches keep working; detaching leaves
+nothing behind.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..shapes import PerSample, Tokens, Video
+from .motion_model import MotionModel
+from .motion_module import KeyValue, MotionModule
+
+
+@dataclass
+class MotionConditioning:
+    """What one UNet call needs besides noisy latents, timestep and context.
+
+    Args:
+        num_frames: Frames per clip; the UNet's batch is (b f).
+        context: Embedding of the motion prompt, b n c; None skips the motion-augmented attention.
+        magnitude: Mean flow in the region, pixels per frame at 512 pixels of width; None adds no embedding.
+        first_frame: Mask and first-frame latents, b 5 f h w (`conditioning.first_frame_condition`); None leaves them out.
+    """
+
+    num_frames: int
+    context: Tokens | None = None
+    magnitude: PerSample | None = None
+    first_frame: Video | None = None
+    # Projected once per conditioning and kept for all steps.
+    _key_values: dict[int, KeyValue | None] = field(default_factory=dict, repr=False)
+
+    def text_for(self, module: MotionModule) -> KeyValue | None:
+        """This module's keys and values of the motion text."""
+        if self.context is None:
+            return None
+        if self.context.requires_grad or next(module.parameters()).requires_grad:
+            return module.project_text(self.context)
+        if id(module) not in self._key_values:
+            weight = next(module.parameters())
+            self._key_values[id(module)] = module.project_text(self.context.to(weight.device, weight.dtype))
+        return self._key_values[id(module)]
+
+
+class Attachment:
+    """The hooks of one motion model on one UNet."""
+
+    def __init__(self, motion_model: MotionModel):
+        self.motion_model = motion_model
+        self._handles: list[RemovableHandle] = []
+        self._conditioning: MotionConditioning | None = None
+
+    @contextlib.contextmanager
+    def conditioned(self, conditioning: MotionConditioning) -> Iterator[None]:
+        """Use `conditioning` for the UNet calls inside the block; outside it the UNet is the plain image model."""
+        previous, self._conditioning = self._conditioning, conditioning
+        try:
+            yield
+        finally:
+            self._conditioning = previous
+
+    def detach(self) -> None:
+        """Remove every hook; safe to call twice."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def hook_motion_module(self, layer: nn.Module, module: MotionModule) -> None:
+        def run(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            conditioning = self._conditioning
+            if conditioning is None:
+                return output
+            return module(output, conditioning.num_frames, conditioning.text_for(module))
+
+        self._handles.append(layer.register_forward_hook(run))
+
+    def hook_first_frame(self, layer: nn.Module) -> None:
+        def add(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            if self._conditioning is None or self._conditioning.first_frame is None:
+                return output
+            channels = rearrange(self._conditioning.first_frame, "b c f h w -> (b f) c h w")
+            if channels.shape[-2:] != output.shape[-2:] or len(channels) != len(output):
+                raise ValueError(
+                    f"The first-frame condition is for {len(channels)} frames of {tuple(channels.shape[-2:])} latents, "
+                    f"but {len(output)} frames of {tuple(output.shape[-2:])} are sampled; give both the same length and size."
+                )
+            conv = self.motion_model.first_frame_conv
+            return output + conv(channels.to(output.device, conv.weight.dtype)).to(output.dtype)
+
+        self._handles.append(layer.register_forward_hook(add))
+
+    def hook_magnitude(self, layer: nn.Module) -> None:
+        def add(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            if self._conditioning is None or self._conditioning.magnitude is None:
+                return output
+            embedding = self.motion_model.motion_embedding(self._conditioning.magnitude.to(output.device))
+            return output + embedding.to(output.dtype).repeat_interleave(self._conditioning.num_frames, dim=0)
+
+        self._handles.append(layer.register_forward_hook(add))
+
+
+def attach(unet: nn.Module, motion_model: MotionModel) -> Attachment:
+    """Hook `motion_model` into `unet` (LDM layer names); a call inside `conditioned` then samples a clip.
+
+    Raises:
+        ValueError: the two were made for different UNets.
+    """
+    attachment = Attachment(motion_model)
+    _check_widths(unet, motion_model)
+    attachment.hook_first_frame(unet.input_blocks[0][0])  # type: ignore[index]
+    attachment.hook_magnitude(unet.time_embed)  # type: ignore[arg-type]
+    for layer, module in _places(unet, motion_model):
+        attachment.hook_motion_module(layer, module)
+    return attachment
+
+
+def _places(unet: nn.Module, motion_model: MotionModel) -> Iterator[tuple[nn.Module, MotionModule]]:
+    """Each motion module with the layer it follows (AnimateDiff's places in LDM's numbering)."""
+    per_level = motion_model.params.num_res_blocks
+    for level, block in enumerate(motion_model.down_blocks):
+        for index, module in enumerate(block.motion_modules):  # type: ignore[arg-type]
+            # Block 0 is the input convolution, and each level ends with a downsampling block.
+            yield _followed_layer(unet.input_blocks[1 + level * (per_level + 1) + index]), module  # type: ignore[index]
+    if motion_model.mid_block is not None:
+        yield unet.middle_block[1], motion_model.mid_block.motion_modules[0]  # type: ignore[index,misc]
+    for level, block in enumerate(motion_model.up_blocks):
+        for index, module in enumerate(block.motion_modules):  # type: ignore[arg-type]
+            yield _followed_layer(unet.output_blocks[level * (per_level + 1) + index]), module  # type: ignore[index]
+
+
+def _followed_layer(block: nn.Sequential) -> nn.Module:
+    """The last spatial transformer of a block, or its ResBlock; by class name, for the host has classes of its own."""
+    transformers = [layer for layer in block if type(layer).__name__ == "SpatialTransformer"]
+    return transformers[-1] if transformers else block[0]
+
+
+def _check_widths(unet: nn.Module, motion_model: MotionModel) -> None:
+    params = motion_model.params
+    levels = len(params.channel_mult)
+    wanted = (params.model_channels, 1 + levels * (params.num_res_blocks + 1) - 1, levels * (params.num_res_blocks + 1))
+    conv = unet.input_blocks[0][0]  # type: ignore[index]
+    found = (conv.weight.shape[0], len(unet.input_blocks), len(unet.output_blocks))  # type: ignore[arg-type]
+    if wanted != found:
+        raise ValueError(
+            f"This motion model is for a UNet of {wanted[0]} channels with {wanted[1]} input and {wanted[2]} output blocks, "
+            f"but the model has {found[0]}, {found[1]} and {found[2]}; load the checkpoint it was trained on."
+        )

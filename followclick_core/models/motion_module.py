@@ -1,0 +1,151 @@
+"""The temporal transformer after each spatial block: AnimateDiff's, with the paper's motion-augmented cross-attention.
+
+Sub-modules carry AnimateDiff's names (Guo et al. 2023, arXiv:2307.04725), so its checkpoints load without a key map.
+"""
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..shapes import Frames, Tokens
+from .blocks import FeedForward, zero_
+
+FrameTokens = Float[Tensor, "bhw f c"]  # one row per pixel, a token per frame
+KeyValue = tuple[Tensor, Tensor]
+
+# CUDA's attention kernels put batch x heads on a grid axis that ends at 65,535.
+MAX_ATTENTION_ROWS = 65_535
+# Above this many bytes the hidden state of the feed-forward (8 times as wide as its input) is made in pieces.
+MAX_FEED_FORWARD_BYTES = 256 * 2**20
+
+
+class TemporalAttention(nn.Module):
+    """Attention over frames, or from frames to the motion text.
+
+    The positional encoding is computed where it is used: AnimateDiff stores it as a buffer, which the host's low-memory mode
+    would leave on the wrong device.
+    """
+
+    def __init__(self, channels: int, num_heads: int, context_dim: int | None = None):
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_dim or channels, channels, bias=False)
+        self.to_v = nn.Linear(context_dim or channels, channels, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def attend_frames(self, x: FrameTokens) -> FrameTokens:
+        """Self-attention: each pixel looks along time."""
+        # One product instead of three reads the activations once.
+        qkv = F.linear(x, torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight]))
+        q, k, v = rearrange(qkv, "b f (three heads d) -> three b heads f d", three=3, heads=self.num_heads)
+        rows = max(1, MAX_ATTENTION_ROWS // self.num_heads)
+        if len(x) <= rows:
+            h = F.scaled_dot_product_attention(q, k, v)
+        else:
+            parts = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
+            h = torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
+        return self.to_out(rearrange(h, "b heads f d -> b f (heads d)"))
+
+    def attend_text(self, x: FrameTokens, key_value: KeyValue) -> FrameTokens:
+        """Cross-attention of all frames and pixels of a clip to that clip's motion text."""
+        k, v = key_value
+        clips, frames = k.shape[0], x.shape[1]
+        q = rearrange(self.to_q(x), "(b hw) f (heads d) -> b heads (hw f) d", b=clips, heads=self.num_heads)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(rearrange(h, "b heads (hw f) d -> (b hw) f (heads d)", f=frames))
+
+    def project_text(self, context: Tokens) -> KeyValue:
+        """Keys and values of the motion text; all pixels, frames and steps share them."""
+        k, v = (
+            rearrange(t, "b n (heads d) -> b heads n d", heads=self.num_heads)
+            for t in (self.to_k(context), self.to_v(context))
+        )
+        return k, v
+
+
+class TemporalTransformerBlock(nn.Module):
+    """Two temporal self-attentions, the motion-augmented cross-attention (paper section 4.2), the feed-forward."""
+
+    def __init__(self, channels: int, num_heads: int, context_dim: int | None):
+        super().__init__()
+        self.attention_blocks = nn.ModuleList(TemporalAttention(channels, num_heads) for _ in range(2))
+        if context_dim is not None:
+            augmented = TemporalAttention(channels, num_heads, context_dim)
+            zero_(augmented.to_out)  # an AnimateDiff checkpoint then behaves as before
+            self.attention_blocks.append(augmented)
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in self.attention_blocks)
+        self.ff = FeedForward(channels)
+        self.ff_norm = nn.LayerNorm(channels)
+
+    @property
+    def motion_attention(self) -> TemporalAttention | None:
+        return self.attention_blocks[2] if len(self.attention_blocks) > 2 else None  # type: ignore[return-value]
+
+    def forward(self, x: FrameTokens, positions: Tensor, text: KeyValue | None) -> FrameTokens:
+        for attention, norm in zip(self.attention_blocks[:2], self.norms[:2], strict=True):
+            x = x + attention.attend_frames(norm(x) + positions)  # type: ignore[operator]
+        if self.motion_attention is not None and text is not None:
+            x = x + self.motion_attention.attend_text(self.norms[2](x) + positions, text)
+        return x + self._feed_forward(self.ff_norm(x))
+
+    def _feed_forward(self, x: FrameTokens) -> FrameTokens:
+        pieces = math.ceil(8 * x.numel() * x.element_size() / MAX_FEED_FORWARD_BYTES)
+        if pieces <= 1 or torch.is_grad_enabled():
+            return self.ff(x)
+        return torch.cat([self.ff(part) for part in x.chunk(pieces)])
+
+
+class TemporalTransformer(nn.Module):
+    """GroupNorm of each frame, one layout change in, attention over time, one layout change out, residual."""
+
+    def __init__(self, channels: int, num_heads: int, context_dim: int | None):
+        super().__init__()
+        self.channels = channels
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList([TemporalTransformerBlock(channels, num_heads, context_dim)])
+        self.proj_out = zero_(nn.Linear(channels, channels))
+
+    def forward(self, x: Frames, num_frames: int, text: KeyValue | None = None) -> Frames:
+        height, width = x.shape[-2:]
+        h = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=num_frames)
+        h = self.proj_in(h)
+        positions = frame_positions(num_frames, self.channels, h.device, h.dtype)
+        for block in self.transformer_blocks:
+            h = block(h, positions, text)
+        h = rearrange(self.proj_out(h), "(b h w) f c -> (b f) c h w", h=height, w=width)
+        return x + h
+
+
+class MotionModule(nn.Module):
+    """A temporal transformer under the name that AnimateDiff's checkpoints give it."""
+
+    def __init__(self, channels: int, num_heads: int, context_dim: int | None):
+        super().__init__()
+        self.temporal_transformer = TemporalTransformer(channels, num_heads, context_dim)
+
+    def forward(self, x: Frames, num_frames: int, text: KeyValue | None = None) -> Frames:
+        return self.temporal_transformer(x, num_frames, text)
+
+    def project_text(self, context: Tokens) -> KeyValue | None:
+        """Keys and values of the motion text, or None where the module has no motion-augmented attention."""
+        attention = self.temporal_transformer.transformer_blocks[0].motion_attention
+        return None if attention is None else attention.project_text(context)  # type: ignore[operator]
+
+
+@functools.lru_cache(maxsize=64)
+def frame_positions(num_frames: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """AnimateDiff's positional encoding, [frames, channels]: sin on even and cos on odd channels, base 10000."""
+    with torch.inference_mode(False):  # cached tensors serve training too
+        position = torch.arange(num_frames, dtype=torch.float32)[:, None]
+        frequency = torch.exp(torch.arange(0, channels, 2, dtype=torch.float32) * (-math.log(10000.0) / channels))
+        encoding = torch.zeros(num_frames, channels)
+        encoding[:, 0::2] = torch.sin(position * frequency)
+        encoding[:, 1::2] = torch.cos(position * frequency)
+        return encoding.to(device=device, dtype=dtype)
