@@ -39,6 +39,16 @@ def load_safetensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, T
         ) from error
 
 
+def load_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without reading its tensors."""
+    path = _existing(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} cannot be read as safetensors ({error}); fetch it again.") from error
+
+
 def save_safetensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:

@@ -6,8 +6,6 @@ from torch import Tensor
 
 from .shapes import Masks, Video
 
-LATENT_SCALE = 8  # pixels of a latent's side
-
 
 def first_frame_condition(latents: Tensor, mask: Masks, num_frames: int, layout: str) -> Video:
     """Mask (1 channel), then first-frame latents (4 channels), for every frame: b 5 f h w.

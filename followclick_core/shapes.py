@@ -8,6 +8,8 @@ The annotations cost nothing at run time: they are checked only while the tests 
 """
 
 import numpy as np
+import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -23,3 +25,13 @@ Image = UInt8[np.ndarray, "h w 3"]  # RGB
 Frames8 = UInt8[np.ndarray, "f h w 3"]
 Mask = Bool[np.ndarray, "h w"]
 Flow = Float[np.ndarray, "h w 2"]  # pixels; x right, y down
+
+
+def fold_frames(video: Video) -> Frames:
+    """b c f h w -> (b f) c h w, channels last in memory: convolutions are fastest so."""
+    return rearrange(video, "b c f h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
+
+
+def unfold_frames(frames: Frames, batch: int) -> Video:
+    """(b f) c h w -> b c f h w."""
+    return rearrange(frames, "(b f) c h w -> b c f h w", b=batch)

@@ -134,7 +134,7 @@ def tokenize(texts: Sequence[str]) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer():  # noqa: ANN202 - the class is of a package imported when first needed
+def _tokenizer():
     """CLIP's byte-pair encoding (Radford et al. 2021), rebuilt from its list of merges."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
@@ -178,7 +178,9 @@ def load_text_encoder_tensors(path: str | Path) -> tuple[dict[str, Tensor], Text
     """The full CLIP-shaped state dict of a file written by `save_text_encoder`, in float32, and its numbers."""
     tensors, metadata = load_safetensors(path)
     if metadata.get("format") != "followclick.text_encoder":
-        raise CheckpointError(f"{Path(path).name} is no text encoder of this pack; use the demo's text_encoder.safetensors.")
+        raise CheckpointError(
+            f"{Path(path).name} is no text encoder of this pack; use the demo's text_encoder.safetensors."
+        )
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     known, rows = tensors.pop(f"{EMBEDDING}.known"), tensors.pop(f"{EMBEDDING}.rows")
     table = tensors.pop(f"{EMBEDDING}.unknown").repeat(VOCABULARY, 1)

@@ -1,10 +1,13 @@
 """Stable Diffusion's UNet (LDM key names) at any size: `sd15`, and the small ones this project trains."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import CheckpointError, load_strict, load_tensors, save_safetensors
 from ..shapes import Frames, Tokens
 from .blocks import Downsample, ResBlock, SpatialTransformer, Upsample, zero_
 from .embeddings import sinusoidal_embedding
@@ -145,3 +148,33 @@ def _spatial_block(params: UNetParams, in_channels: int, channels: int, depth: i
     if depth:
         block.append(SpatialTransformer(channels, params.context_dim, params.num_heads, depth))
     return block
+
+
+def save_unet(path: str | Path, model: UNet, notes: dict[str, str] | None = None) -> None:
+    """Write as fp16 safetensors whose metadata holds the UNet's numbers."""
+    metadata = {"format": "followclick.unet", "params": json.dumps(asdict(model.params)), **(notes or {})}
+    save_safetensors(path, {key: value.half() for key, value in model.state_dict().items()}, metadata)
+
+
+def load_unet(path: str | Path) -> UNet:
+    """Read a UNet: one of this project's, or the UNet inside a Stable Diffusion 1.5 checkpoint. float32, on the CPU."""
+    tensors, metadata = load_tensors(path)
+    prefix = "model.diffusion_model."
+    if metadata.get("format") == "followclick.unet":
+        params = params_from_json(metadata["params"])
+    elif any(key.startswith(prefix) for key in tensors):
+        params = UNetParams()
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    else:
+        raise CheckpointError(f"{Path(path).name} holds no Stable Diffusion UNet; choose a checkpoint with one.")
+    with torch.device("meta"):
+        model = UNet(params)
+    model.to_empty(device="cpu")
+    load_strict(model, {key: value.float() for key, value in tensors.items()}, Path(path).name)
+    return model.eval()
+
+
+def params_from_json(text: str) -> UNetParams:
+    """The numbers that `save_unet` wrote."""
+    values = json.loads(text)
+    return UNetParams(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -1,0 +1,76 @@
+"""What a run can be told, in frozen dataclasses that are saved with it."""
+
+from dataclasses import dataclass
+
+from .loop import LoopParams
+
+
+@dataclass(frozen=True)
+class AutoencoderParams:
+    """Args: latent_noise is added before decoding in training, so that the decoder forgives small errors of the sampler."""
+
+    loop: LoopParams
+    batch_size: int
+    latent_noise: float = 0.05
+    gradient_weight: float = 0.5
+    statistics_weight: float = 0.05
+
+
+@dataclass(frozen=True)
+class SpatialParams:
+    """Text-to-image training of the UNet and the text encoder on still scenes."""
+
+    loop: LoopParams
+    batch_size: int
+    chunk_size: int  # new samples per step; the pool reuses each batch_size / chunk_size times
+    text_dropout: float = 0.1
+    word_dropout: float = 0.03
+
+
+@dataclass(frozen=True)
+class MotionTrainParams:
+    """The paper's recipe (sections 4.1 to 4.4 and 5.1), and where this project departs from it.
+
+    Args:
+        mask_ratio: Share of the first frame's latents set to zero (paper: 0.7).
+        masked_share: Share of the samples that are masked. The paper masks all; a model of this size then never sees the whole
+            first frame that inference gives it, so the rest sees it unmasked.
+        region_weight: Extra weight of the loss where the object moves: the still background is most of the picture and easy.
+        image_batch: Single frames per step that keep the UNet a text-to-image model while its weights train along.
+        text_dropout: Share of samples without a prompt, for classifier-free guidance.
+    """
+
+    loop: LoopParams
+    batch_size: int
+    chunk_size: int
+    pool_chunks: int = 64
+    mask_ratio: float = 0.7
+    masked_share: float = 0.5
+    region_weight: float = 4.0
+    image_batch: int = 32
+    image_weight: float = 0.2
+    text_dropout: float = 0.1
+    word_dropout: float = 0.03
+
+
+@dataclass(frozen=True)
+class TrainParams:
+    autoencoder: AutoencoderParams
+    spatial: SpatialParams
+    motion: MotionTrainParams
+
+
+TRAINING = {
+    "demo": TrainParams(
+        autoencoder=AutoencoderParams(LoopParams(steps=4000, learning_rate=1.5e-3), batch_size=32),
+        spatial=SpatialParams(LoopParams(steps=1500, learning_rate=8e-4), batch_size=256, chunk_size=64),
+        motion=MotionTrainParams(LoopParams(steps=9000, learning_rate=8e-4), batch_size=32, chunk_size=8),
+    ),
+    "nano": TrainParams(
+        autoencoder=AutoencoderParams(LoopParams(steps=4000, learning_rate=1.5e-3), batch_size=8),
+        spatial=SpatialParams(LoopParams(steps=2000, learning_rate=1e-3), batch_size=32, chunk_size=8),
+        motion=MotionTrainParams(
+            LoopParams(steps=12000, learning_rate=1e-3), batch_size=8, chunk_size=2, image_batch=8
+        ),
+    ),
+}
