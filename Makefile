@@ -1,0 +1,63 @@
+# make demo   a virtual environment, the pinned packages, and an example photo animated
+# make test   the same environment, then ruff, pyright and the tests
+# make art    the emoji and photos that training needs, packed into build/art.zip
+#
+# Python 3.11 and package registries are all it takes. COMFYUI_PATH names a ComfyUI for the tests that need one.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/ready
+COMFYUI := $(firstword $(foreach folder,$(COMFYUI_PATH) $(HOME)/ComfyUI ../..,$(if $(wildcard $(folder)/comfyui_version.py),$(folder))))
+HOST_READY := $(if $(COMFYUI),.venv/ready-for-comfyui)
+
+DEMO := build/demo
+ART_PACKAGES := build/art-packages
+ART_DEBIAN := fonts-noto-color-emoji mate-backgrounds plasma-workspace-wallpapers lomiri-wallpapers-16.04 lomiri-wallpapers-20.04
+
+.PHONY: demo test lint format art clean
+
+demo: $(READY)
+	@mkdir -p $(DEMO)
+	@$(BIN)/python -c "import skimage.data, PIL.Image; PIL.Image.fromarray(skimage.data.rocket()).save('$(DEMO)/rocket.png')"
+	$(BIN)/python -m followclick_core animate $(DEMO)/rocket.png --click 321,230 --motion "launch" --magnitude 8 \
+		--output $(DEMO)/rocket.webp --mask-output $(DEMO)/rocket-mask.png --report $(DEMO)/rocket.json
+	@echo "The clip is $(CURDIR)/$(DEMO)/rocket.webp"
+
+test: $(READY) $(HOST_READY) lint
+	$(if $(COMFYUI),COMFYUI_PATH="$(abspath $(COMFYUI))") $(BIN)/python -m pytest -q --durations=10 \
+		--jaxtyping-packages=followclick_core,beartype.beartype
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Emoji come from npm, wallpapers and the emoji font from Debian; nothing is installed outside build/.
+art: $(READY)
+	@mkdir -p $(ART_PACKAGES)
+	npm install --prefix $(ART_PACKAGES) --no-save --no-audit --no-fund @lobehub/fluent-emoji-3d@1.1.0 \
+		$(foreach part,1 2 3 4,@lobehub/fluent-emoji-anim-$(part)@1.0.0)
+	cd $(ART_PACKAGES) && apt-get download $(ART_DEBIAN)
+	for package in $(ART_PACKAGES)/*.deb; do dpkg-deb -x "$$package" $(ART_PACKAGES)/debian; done
+	$(BIN)/python -m followclick_core build-art --packages $(ART_PACKAGES)/node_modules \
+		--photos $(ART_PACKAGES)/debian/usr/share --output build/art.zip
+
+clean:
+	rm -rf .venv build .pytest_cache .ruff_cache
+
+# A stamp, so that a second call does nothing; it is written last, so an interrupted set-up starts again.
+$(READY): requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed, not $(PYTHON); name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# The host's own packages, held to the pinned set, so that torch stays what it is.
+.venv/ready-for-comfyui: $(READY) $(COMFYUI)/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements-dev.txt -r $(COMFYUI)/requirements.txt
+	@touch $@
