@@ -69,7 +69,9 @@ class ArtPack:
         """Decode a pack; FileNotFoundError if there is none, ValueError if the file is no art pack."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"There is no art pack at {path}; make one with `python -m followclick_core build-art`.")
+            raise FileNotFoundError(
+                f"There is no art pack at {path}; make one with `python -m followclick_core build-art`."
+            )
         try:
             with zipfile.ZipFile(path) as archive:
                 manifest = json.loads(archive.read(_MANIFEST))
@@ -77,7 +79,9 @@ class ArtPack:
                 strips = [_decode(archive, name) for name in manifest["animation_files"]]
                 photos = [_decode(archive, name)[..., :3] for name in manifest["photo_files"]]
         except (zipfile.BadZipFile, KeyError, OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no art pack ({error}); make one with `python -m followclick_core build-art`.") from error
+            raise ValueError(
+                f"{path} is no art pack ({error}); make one with `python -m followclick_core build-art`."
+            ) from error
         size = strips[0].shape[1] if strips else ANIMATION_SIZE
         return cls(
             sprites=np.stack([_centred(sprite, SPRITE_SIZE) for sprite in sprites]),

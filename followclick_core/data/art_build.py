@@ -79,7 +79,9 @@ def build_art_pack(
     pack = ArtPack(
         sprites=np.stack(sprites),
         sprite_infos=infos,
-        animations=np.stack(animations) if animations else np.zeros((0, 16, ANIMATION_SIZE, ANIMATION_SIZE, 4), np.uint8),
+        animations=np.stack(animations)
+        if animations
+        else np.zeros((0, 16, ANIMATION_SIZE, ANIMATION_SIZE, 4), np.uint8),
         animation_infos=animation_infos,
         photos=photos,
         photo_infos=photo_infos,
@@ -118,7 +120,9 @@ def _static_sprites(files: dict[str, Path], split: dict[str, str], noto_font: st
                 continue
             sprites.append(square)
             tags = tuple(sorted(sprite_names.tags(code)))
-            infos.append(SpriteInfo(code, sprite_names.noun(code), split[code], tags, sprite_names.face_box(code) or {}))
+            infos.append(
+                SpriteInfo(code, sprite_names.noun(code), split[code], tags, sprite_names.face_box(code) or {})
+            )
     return sprites, infos
 
 
@@ -208,7 +212,12 @@ def _photos(folders: Sequence[Path]) -> tuple[list[Image], list[PhotoInfo]]:
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.submodule_search_locations:
             folders = [*folders, Path(spec.submodule_search_locations[0]) / inside]
-    images = [p for folder in folders for p in sorted(folder.glob("**/*")) if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")]
+    images = [
+        p
+        for folder in folders
+        for p in sorted(folder.glob("**/*"))
+        if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
+    ]
     photos, infos = [], []
     for info in PHOTOS:
         # Some packages name a photo by its folder and keep it there in several sizes: the largest file wins.

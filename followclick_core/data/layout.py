@@ -4,12 +4,11 @@ Every scene has its own generator seeded by (seed, index), so a scene does not d
 Lengths are in frame widths; frames are square.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from . import captions
+from . import captions, sprite_names
 from .art import ArtPack
 from .motions import MOTIONS, Pose, Subject, mean_speed, positions, rest
 from .verbs import VERBS, describe
@@ -29,16 +28,19 @@ class SceneParams:
         magnitudes: Range of the target magnitude (px/frame at 512 width), drawn log-uniformly as far as the verb reaches.
         cutouts: Share of objects without a fixed verb that are photo cut-outs.
         drawn: Share of drawn animations among the verbs that have any.
+        shadows: Share of still things that cast a soft shadow.
+        verbs: Which verbs are drawn.
     """
 
     size: int = 256
     num_frames: int = 16
     max_distractors: int = 5
-    scales: tuple[float, float] = (0.15, 0.45)
+    scales: tuple[float, float] = (0.15, 0.5)
     magnitudes: tuple[float, float] = (0.7, 24.0)
-    cutouts: float = 0.25
+    cutouts: float = 0.22
     drawn: float = 0.25
     shadows: float = 0.3
+    verbs: tuple[str, ...] = VERBS
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,12 @@ class Draftsman:
             if info.split == split:
                 self.animations.setdefault(info.verb, []).append(i)
         self._outline_of = [_extent_and_points(sprite[..., 3], i) for i, sprite in enumerate(art.sprites)]
-        self._possible = [name for name in VERBS if describe(name).anywhere or not describe(name).tags or self._suited(name)]
+        self._possible = [name for name in params.verbs if self._suits_something(name)]
         weights = np.array([describe(name).weight for name in self._possible])
         self._weights = weights / weights.sum()
+
+    def _suits_something(self, verb: str) -> bool:
+        return bool(describe(verb).anywhere or not describe(verb).tags or self._suited(verb))
 
     def _suited(self, verb: str) -> list[int]:
         return sorted({i for tag in describe(verb).tags for i in self.by_tag.get(tag, [])})
@@ -152,7 +157,7 @@ class Draftsman:
     def _target(self, rng: np.random.Generator, verb: str, background: int) -> Piece:
         """An object that suits the verb, not yet placed."""
         described = describe(verb)
-        half = 0.5 * np.exp(rng.uniform(*np.log(self.params.scales)))
+        half = 0.5 * rng.uniform(*self.params.scales)
         drawn = self.animations.get(verb, [])
         if drawn and self.params.num_frames > 1 and rng.random() < self.params.drawn:
             index = int(rng.choice(drawn))
@@ -160,7 +165,9 @@ class Draftsman:
         suited = self._suited(verb)
         if suited and rng.random() >= described.anywhere:
             index = int(rng.choice(suited))
-            return _piece(rng, "sprite", index, self.art.sprite_infos[index].noun, max(half, 0.1 if described.anywhere else 0.14))
+            return _piece(
+                rng, "sprite", index, self.art.sprite_infos[index].noun, max(half, 0.1 if described.anywhere else 0.14)
+            )
         return self._anything(rng, half, background)
 
     def _anything(self, rng: np.random.Generator, half: float, background: int) -> Piece:
@@ -172,12 +179,13 @@ class Draftsman:
 
     def _subject(self, piece: Piece, rng: np.random.Generator) -> tuple[Subject, np.ndarray]:
         """What the motion may ask about the piece, and points that lie on it."""
-        facing = -1.0 if piece.rest_pose[0, 0] > 0 else 1.0
         jitter = rng.uniform(-1, 1, (64, 6))
         if piece.kind == "sprite":
             info = self.art.sprite_infos[piece.index]
             extent, points = self._outline_of[piece.index]
+            facing = _mirrored_facing(piece) if sprite_names.looks_aside(info.code) else -1.0
             return Subject(piece.half, extent, facing, frozenset(info.tags), info.code, dict(info.face), jitter), points
+        facing = _mirrored_facing(piece) if piece.kind == "animation" else -1.0
         return Subject(piece.half, facing=facing, jitter=jitter), _DISC
 
     def _motion(self, rng: np.random.Generator, verb: str, piece: Piece, magnitude: float | None) -> Pose:
@@ -214,10 +222,14 @@ class Draftsman:
         count = int(rng.choice(len(chances), p=chances / chances.sum()))
         pieces = []
         for number in range(count):
-            half = 0.5 * np.exp(rng.uniform(*np.log(self.params.scales)))
+            half = 0.5 * rng.uniform(*self.params.scales)
             if number == 0 and target.kind != "animation" and rng.random() < 0.25:
                 twin_half = target.half * rng.uniform(0.75, 1.3)
-                piece = _with(_piece(rng, target.kind, target.index, target.noun, twin_half), photo=target.photo, outline=target.outline)
+                piece = _with(
+                    _piece(rng, target.kind, target.index, target.noun, twin_half),
+                    photo=target.photo,
+                    outline=target.outline,
+                )
             else:
                 piece = self._anything(rng, half, background)
             near = rng.random() < 0.3
@@ -229,6 +241,11 @@ class Draftsman:
                     pieces.append(_with(piece, centre=centre, front=bool(rng.random() < 0.35), shadow=shadow))
                     break
         return tuple(pieces)
+
+
+def _mirrored_facing(piece: Piece) -> float:
+    """Animals, people and vehicles are drawn looking left; -1 is left."""
+    return -1.0 if piece.rest_pose[0, 0] > 0 else 1.0
 
 
 def _with(piece: Piece, **changes) -> Piece:

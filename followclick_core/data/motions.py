@@ -105,7 +105,11 @@ def _translation(direction: tuple[float, float]) -> Motion:
 
 def _launch(k, subject, t):
     # The nose of the drawn rocket and planes points up and forwards; anything else rises straight.
-    side = -0.6 * subject.facing if {"rocket", "plane"} & subject.tags and subject.code in ("1f680", "2708", "1f6eb") else 0.0
+    side = (
+        -0.6 * subject.facing
+        if {"rocket", "plane"} & subject.tags and subject.code in ("1f680", "2708", "1f6eb")
+        else 0.0
+    )
     way = k * t**2 / 15
     rumble = min(0.04, k) * np.where(t % 2 == 1, 1.0, -1.0) * (t > 0)
     return _pose(t, shift=_xy(side * way + rumble, -way))
@@ -179,7 +183,11 @@ def _travelling(wave_number: float, across: str, weight: Callable[[np.ndarray], 
 
     def fields(u):
         along = u[..., 0] if across == "y" else u[..., 1]
-        sine, cosine, still = weight(u) * np.sin(wave_number * along), weight(u) * np.cos(wave_number * along), 0 * along
+        sine, cosine, still = (
+            weight(u) * np.sin(wave_number * along),
+            weight(u) * np.cos(wave_number * along),
+            0 * along,
+        )
         pairs = [(still, sine), (still, cosine)] if across == "y" else [(sine, still), (cosine, still)]
         return np.stack([_xy(x, y) for x, y in pairs], -2)
 
@@ -198,9 +206,7 @@ _BILLOW = _travelling(4.0, "x", lambda u: 1.0 + 0 * u[..., 0])
 
 
 def _swim(k, subject, t):
-    return _pose(
-        t, shift=_xy(subject.facing * k * t, 0.0), coeffs=_wave_coeffs(min(0.32, 4 * k), t, 6), fields=_TAIL
-    )
+    return _pose(t, shift=_xy(subject.facing * k * t, 0.0), coeffs=_wave_coeffs(min(0.32, 4 * k), t, 6), fields=_TAIL)
 
 
 def _drift(k, subject, t):

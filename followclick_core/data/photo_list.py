@@ -71,6 +71,14 @@ PHOTOS = (
     PhotoInfo("chelsea", "a cat", f"Stefan van der Walt ({_SKIMAGE})", "CC0", "test"),
     PhotoInfo("coffee", "a cup of coffee", f"Rachel Michetti ({_SKIMAGE})", "CC0", "test"),
     PhotoInfo("china", "a temple", "danielbuechele on flickr (scikit-learn sample data)", "CC-BY-2.0", "test"),
-    PhotoInfo("flower", "a purple flower", "danielbuechele and vultilion on flickr (scikit-learn sample data)", "CC-BY-2.0", "test"),
-    PhotoInfo("grace_hopper", "a woman in uniform", "United States Navy (Matplotlib sample data)", "public domain", "test"),
+    PhotoInfo(
+        "flower",
+        "a purple flower",
+        "danielbuechele and vultilion on flickr (scikit-learn sample data)",
+        "CC-BY-2.0",
+        "test",
+    ),
+    PhotoInfo(
+        "grace_hopper", "a woman in uniform", "United States Navy (Matplotlib sample data)", "public domain", "test"
+    ),
 )

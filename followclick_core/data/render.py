@@ -45,14 +45,18 @@ class Rendered:
 class Renderer:
     """Holds the art of one split on the device."""
 
-    def __init__(self, art: ArtPack, sprites: Sequence[int], photos: Sequence[int], animations: Sequence[int], device) -> None:
+    def __init__(
+        self, art: ArtPack, sprites: Sequence[int], photos: Sequence[int], animations: Sequence[int], device
+    ) -> None:
         self.device = torch.device(device)
         self.sprite_rows = {index: row for row, index in enumerate(sprites)}
         self.animation_rows = {index: row for row, index in enumerate(animations)}
         self.sprites = torch.from_numpy(art.sprites[list(sprites)]).permute(0, 3, 1, 2).contiguous().to(self.device)
         drawn = torch.from_numpy(art.animations[list(animations)])
         self.animations = drawn.permute(0, 1, 4, 2, 3).contiguous().to(self.device)
-        self.photos = {i: torch.from_numpy(np.ascontiguousarray(art.photos[i])).permute(2, 0, 1).to(self.device) for i in photos}
+        self.photos = {
+            i: torch.from_numpy(np.ascontiguousarray(art.photos[i])).permute(2, 0, 1).to(self.device) for i in photos
+        }
 
     def render(self, layouts: Sequence[Layout], params: SceneParams) -> Rendered:
         stage = self._stage(layouts, params)
@@ -68,7 +72,9 @@ class Renderer:
         for start in range(0, b, chunk):
             part = slice(start, start + chunk)
             self._render_targets(layouts[part], textures[part], stage, part, frames, masks, flow)
-        on_top = torch.maximum(stage.behind_thing * (alpha_front < 0.5) * (1 - masks[:, 0]), (alpha_front >= 0.5).float())
+        on_top = torch.maximum(
+            stage.behind_thing * (alpha_front < 0.5) * (1 - masks[:, 0]), (alpha_front >= 0.5).float()
+        )
         return Rendered(frames.clamp_(0, 1), masks, on_top, flow)
 
     def _render_targets(self, layouts, textures, stage: Stage, part: slice, frames, masks, flow) -> None:
@@ -80,7 +86,9 @@ class Renderer:
         xs = (torch.arange(left, right, device=self.device) + 0.5) / size
         grid = torch.stack(torch.broadcast_tensors(xs[None, :], ys[:, None]), -1)  # h w 2, frame widths
         n, (height, width) = len(layouts), grid.shape[:2]
-        points = (grid.reshape(1, 1, -1, 2) @ backward.transpose(-1, -2) + offset_back[:, :, None]).reshape(n, count, height, width, 2)
+        points = (grid.reshape(1, 1, -1, 2) @ backward.transpose(-1, -2) + offset_back[:, :, None]).reshape(
+            n, count, height, width, 2
+        )
         bends = self._bends(layouts)
         if bends is not None:
             table, inverse = bends
@@ -89,6 +97,8 @@ class Renderer:
             table, bent = None, points
         rgba = _sample(textures, bent, layouts, self, size)
         gain = self._tensor(np.stack([layout.pose.gain for layout in layouts]))[:, None, :, None, None]
+        # A blurred texture fades out far beyond its outline; what cannot be seen must not touch the still picture.
+        rgba = rgba * (rgba[:, 3:] > 0.01)
         alpha = rgba[:, 3]
         colour = torch.minimum(rgba[:, :3] * gain, alpha[:, None])
         window = (part, slice(None), slice(None), slice(top, bottom), slice(left, right))
@@ -184,7 +194,9 @@ class Renderer:
     def drawn_textures(self, piece: Piece, size: int) -> Rgba:
         """The frames of a drawn animation, as `_textures` gives a sprite."""
         textures = self.animations[self.animation_rows[piece.index]].float() / 255
-        return _prepared(textures, self._colours([piece]).expand(len(textures), 3, 3), [2 * piece.half * size] * len(textures))
+        return _prepared(
+            textures, self._colours([piece]).expand(len(textures), 3, 3), [2 * piece.half * size] * len(textures)
+        )
 
     def _colours(self, pieces: Sequence[Piece]) -> Tensor:
         return self._tensor(np.stack([piece.colour for piece in pieces]))
@@ -195,7 +207,11 @@ def _prepared(textures: Rgba, colours: Tensor, drawn_widths: Sequence[float]) ->
     textures = torch.cat([colour * textures[:, 3:], textures[:, 3:]], 1)
     width = textures.shape[-1]
     for factor, least in ((2, 1.4), (4, 2.8)):
-        small = [i for i, drawn in enumerate(drawn_widths) if least < width / drawn <= 2 * least or (factor == 4 and width / drawn > least)]
+        small = [
+            i
+            for i, drawn in enumerate(drawn_widths)
+            if least < width / drawn <= 2 * least or (factor == 4 and width / drawn > least)
+        ]
         if small:
             pooled = F.avg_pool2d(textures[small], factor)
             textures[small] = F.interpolate(pooled, (width, width), mode="bilinear", align_corners=False)
@@ -208,7 +224,9 @@ def _outlines(numbers: Float[Tensor, "n k"], size: int) -> Float[Tensor, "n s s"
     x, y = axis[None, None, :], axis[None, :, None]
     angle, radius = torch.atan2(y, x), torch.sqrt(x**2 + y**2)
     n = numbers[:, :, None, None]
-    blob = 0.66 + sum(0.26 / k**0.7 * n[:, k] * torch.cos(k * angle + 3.1416 * n[:, k + 5]) for k in (1, 2, 3, 4, 5)) * 0.6
+    blob = (
+        0.66 + sum(0.26 / k**0.7 * n[:, k] * torch.cos(k * angle + 3.1416 * n[:, k + 5]) for k in (1, 2, 3, 4, 5)) * 0.6
+    )
     power = 2.5 + 2 * n[:, 1].abs() * 2
     wide, high = 0.65 + 0.28 * n[:, 2], 0.65 + 0.28 * n[:, 3]
     ellipse = ((angle.cos().abs() / wide) ** power + (angle.sin().abs() / high) ** power) ** (-1 / power)
@@ -254,7 +272,9 @@ def _look_up(table: Float[Tensor, "b f 2 g g"], points: Float[Tensor, "b f h w 2
     return found.permute(0, 2, 3, 1).reshape(points.shape)
 
 
-def _sample(textures: Rgba, points: Float[Tensor, "b f h w 2"], layouts, renderer: Renderer, size: int) -> Float[Tensor, "b 4 f h w"]:
+def _sample(
+    textures: Rgba, points: Float[Tensor, "b f h w 2"], layouts, renderer: Renderer, size: int
+) -> Float[Tensor, "b 4 f h w"]:
     b, f, h, w, _ = points.shape
     # Frames lie below one another in the look-up, so that a sprite's texture is not copied for each.
     rgba = F.grid_sample(textures, points.reshape(b, f * h, w, 2), align_corners=False).reshape(b, 4, f, h, w)

@@ -58,7 +58,9 @@ class SceneBatch:
 class SceneGenerator:
     """Makes batches of scenes from one side of the split of an art pack."""
 
-    def __init__(self, art: ArtPack, params: SceneParams, device: torch.device | str = "cpu", split: str = "train") -> None:
+    def __init__(
+        self, art: ArtPack, params: SceneParams, device: torch.device | str = "cpu", split: str = "train"
+    ) -> None:
         self.params = params
         self.device = torch.device(device)
         self._draftsman = Draftsman(art, params, split)

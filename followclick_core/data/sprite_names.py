@@ -10,7 +10,14 @@ import unicodedata
 
 TEST_SHARE = 8  # one code point in this many is held out, per group of tags
 
-_RANGES = [(0x1F300, 0x1F64F), (0x1F680, 0x1F6FC), (0x1F900, 0x1F9FF), (0x1FA70, 0x1FAFF), (0x2600, 0x2757), (0x231A, 0x231B)]
+_RANGES = [
+    (0x1F300, 0x1F64F),
+    (0x1F680, 0x1F6FC),
+    (0x1F900, 0x1F9FF),
+    (0x1FA70, 0x1FAFF),
+    (0x2600, 0x2757),
+    (0x231A, 0x231B),
+]
 _RANGES += [(0x23F0, 0x23F3), (0x1F0CF, 0x1F0CF), (0x2B50, 0x2B50), (0x2764, 0x2764)]
 _NOT_OBJECTS = re.compile(
     r"symbol|square|arrow|\bsign\b|clock face|keycap|cjk|\binput\b|mark\b|\bcross\b|heavy|sunrise|sunset|cityscape|night|foggy|"
@@ -123,7 +130,9 @@ def noun(code: str) -> str:
     name = unicodedata.name(chr(int(code, 16)), "thing").lower()
     if re.search(r"\bface\b|faced", name) and 0x1F600 <= int(code, 16) <= 0x1F978:
         return "face"
-    name = re.sub(r"\bemoji\b|black |white |lower left |front-facing |\bface$|^slice of |^person |^open |^closed ", "", name)
+    name = re.sub(
+        r"\bemoji\b|black |white |lower left |front-facing |\bface$|^slice of |^person |^open |^closed ", "", name
+    )
     name = re.split(r" (?:with|and|of|in|on|without|off|doing|facing) ", name)[0]
     words = name.replace("-", " ").split()
     return " ".join(words[-2:]) if words else "thing"
@@ -141,6 +150,12 @@ def tags(code: str) -> frozenset[str]:
     return frozenset(found)
 
 
+def looks_aside(code: str) -> bool:
+    """Whether the emoji is seen from the side, so that it has a way forward: to the left, as emoji are drawn."""
+    sideways = tags(code) & {"runner", "fish", "boat", "plane", "rocket", "wing"}
+    return bool(sideways) or 0x1F680 <= int(code, 16) <= 0x1F6FF or code in ("1f3ce", "1f3cd", "1f3c7", "1f3c2", "26f7")
+
+
 def face_box(code: str) -> dict[str, float] | None:
     """Where eyes and mouth lie, or None for what has no face."""
     for tag, style in (("animal_face", "animal"), ("person_face", "person")):
@@ -150,7 +165,7 @@ def face_box(code: str) -> dict[str, float] | None:
 
 
 def split_codes(codes: list[str]) -> dict[str, str]:
-    """"train" or "test" for each code point: about one in TEST_SHARE of every group is held out, chosen by a hash.
+    """ "train" or "test" for each code point: about one in TEST_SHARE of every group is held out, chosen by a hash.
 
     Groups are the sets of tags, so that each verb's own sprites (wings, clouds, faces …) occur on both sides.
     """
