@@ -1,7 +1,7 @@
-"""The art pack: sprites, drawn animations and photos in one file, with who made them and which side of the split they are on.
+"""The art pack: sprites, drawn animations and photos in one file, with who made them and their side of the split.
 
-The pack is a zip of WebP and JPEG images beside `manifest.json`, so decoding it needs only Pillow and NumPy. It is built
-from installed packages (see art_build.py) and never committed.
+The pack is a zip of WebP and JPEG images beside `manifest.json`, so decoding it needs only Pillow and NumPy. It is
+built from installed packages (see art_build.py) and never committed.
 """
 
 import io
@@ -23,7 +23,7 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class SpriteInfo:
-    """What a sprite is. `noun` is English and lower-case; `face` holds the boxes of sprite_names.FACE_BOXES, or nothing."""
+    """What a sprite is: an English noun in lower case; `face` holds a row of sprite_names.FACE_BOXES, or nothing."""
 
     code: str
     noun: str

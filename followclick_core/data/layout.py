@@ -25,7 +25,7 @@ class SceneParams:
     Attributes:
         size: Height and width in pixels.
         scales: Smallest and largest width of the target, in frame widths.
-        magnitudes: Range of the target magnitude (px/frame at 512 width), drawn log-uniformly as far as the verb reaches.
+        magnitudes: Range of the magnitude (px/frame at 512 width), drawn log-uniformly as far as the verb reaches.
         cutouts: Share of objects without a fixed verb that are photo cut-outs.
         drawn: Share of drawn animations among the verbs that have any.
         shadows: Share of still things that cast a soft shadow.
@@ -95,7 +95,8 @@ class Draftsman:
         self.photos = [i for i, info in enumerate(art.photo_infos) if info.split == split]
         if not self.sprites or not self.photos:
             raise ValueError(
-                f"The art pack has {len(self.sprites)} sprites and {len(self.photos)} photos for '{split}'; scenes need one of each."
+                f"The art pack has {len(self.sprites)} sprites and {len(self.photos)} photos for '{split}'; "
+                "scenes need one of each."
             )
         self.by_tag: dict[str, list[int]] = {}
         for i in self.sprites:
@@ -189,14 +190,14 @@ class Draftsman:
         return Subject(piece.half, facing=facing, jitter=jitter), _DISC
 
     def _motion(self, rng: np.random.Generator, verb: str, piece: Piece, magnitude: float | None) -> Pose:
-        """The verb's motion, as strong as a magnitude drawn log-uniformly over what this verb reaches on this object."""
+        """The verb's motion at a magnitude drawn log-uniformly over what this verb reaches on this object."""
         t = np.arange(self.params.num_frames, dtype=float)
         subject, points = self._subject(piece, rng)
         low, high = self.params.magnitudes
         if piece.kind == "animation":
             moves = {"run": (1.0, 0.0), "swim": (1.0, 0.0), "drift": (1.0, 0.0), "flap": (0.8, -0.4)}.get(verb)
             speed = np.exp(rng.uniform(np.log(low), np.log(12.0))) / REFERENCE_WIDTH / piece.half
-            if moves is None or rng.random() < 0.3:
+            if moves is None or (verb == "flap" and rng.random() < 0.5):
                 return rest(len(t))
             path = np.stack([subject.facing * moves[0] * speed * t, moves[1] * speed * t], -1)
             return _shifted(rest(len(t)), path)
@@ -216,7 +217,7 @@ class Draftsman:
         return motion.pose(strength, subject, t)
 
     def _distractors(self, rng: np.random.Generator, target: Piece, background: int) -> tuple[Piece, ...]:
-        """Things that stand still: sometimes a twin of the target, sometimes overlapping it, in front of it or behind."""
+        """Things that stand still: sometimes the target's twin, sometimes overlapping it, in front of it or behind."""
         most = self.params.max_distractors
         chances = np.array([0.10, 0.24, 0.25, 0.19, 0.13, 0.09])[: most + 1]
         count = int(rng.choice(len(chances), p=chances / chances.sum()))
@@ -278,7 +279,7 @@ def _shifted(pose: Pose, path: np.ndarray) -> Pose:
 
 
 def _placed(piece: Piece, pose: Pose, rng: np.random.Generator, leaves: bool) -> Piece:
-    """The piece where its way fits: its centre stays inside the frame, so half of it or more is seen (launch may leave)."""
+    """The piece where its way fits: its centre stays in the frame, so half of it is always seen (launch may leave)."""
     way = positions(pose, np.zeros((1, 2)), piece.rest_pose)[:, 0] * piece.half
     low, high = (np.minimum(way[0], 0), np.maximum(way[0], 0)) if leaves else (way.min(0), way.max(0))
     margin = 0.55 * piece.half

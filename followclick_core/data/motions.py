@@ -4,9 +4,10 @@ A sprite's own coordinates u are -1..1 in its square (x right, y down). Frame t 
 
     centre + half · ( A_t (Q (u + d_t(u)) − pivot) + pivot + shift_t )
 
-where Q is the sprite's fixed pose in the scene (mirror, small rotation), A_t, pivot and shift_t are the motion of the whole, in
-the scene's axes and in units of the sprite's half size, and d_t = sum_k coeffs[t, k] fields_k(u) bends parts of it. Frame 0
-is always the sprite at rest, as in the photo that a user gives. Periods are fixed per verb, so that flow tells verbs apart.
+where Q is the sprite's fixed pose in the scene (mirror, small rotation), A_t, pivot and shift_t are the motion of the
+whole, in the scene's axes and in units of the sprite's half size, and d_t = sum_k coeffs[t, k] fields_k(u) bends parts
+of it. Frame 0 is always the sprite at rest, as in the photo that a user gives. Periods are fixed per verb, so that flow
+tells verbs apart.
 """
 
 from collections.abc import Callable

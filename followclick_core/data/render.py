@@ -1,8 +1,8 @@
 """Turns layouts into pixels, masks and exact flow, batched on any device.
 
-The photo and all that stands still are composited once per scene; each frame then only warps the target. A warp looks up,
-for every pixel, which point of the sprite it shows: the whole's motion is inverted in closed form, a bend by fixed-point
-steps on a coarse table. Colours are premultiplied by alpha throughout.
+The photo and all that stands still are composited once per scene; each frame then only warps the target. A warp looks
+up, for every pixel, which point of the sprite it shows: the whole's motion is inverted in closed form, a bend by
+fixed-point steps on a coarse table. Colours are premultiplied by alpha throughout.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ _TABLE_REACH = 1.25  # the table covers -1.25 .. 1.25 of the sprite's coordinate
 _STEPS = 24
 
 Rgba = Float[Tensor, "b 4 h w"]  # premultiplied, 0..1
+Textures = Float[Tensor, "b 4 s s"]  # the same, of single sprites
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Renderer:
         return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)
 
     def _bends(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor] | None:
-        """Tables b f 2 g g of the bend d_t(u) and of its inverse e_t(v), where u = v − e_t(v); None if nothing bends."""
+        """Tables b f 2 g g of the bend d_t(u) and its inverse e_t(v), where u = v − e_t(v); None if nothing bends."""
         if all(layout.pose.fields is None for layout in layouts):
             return None
         count = layouts[0].pose.coeffs.shape[0]
@@ -178,7 +179,7 @@ class Renderer:
         pixels = F.interpolate(photo[None].float() / 255, (size, size), mode="bilinear", antialias=True)[0]
         return pixels.flip(-1) if crop.mirrored else pixels
 
-    def _textures(self, pieces: Sequence[Piece], size: int) -> Rgba:
+    def _textures(self, pieces: Sequence[Piece], size: int) -> Textures:
         """Premultiplied textures, coloured, and as sharp as the size at which they are drawn can show."""
         rows = [self.sprite_rows[piece.index] if piece.kind == "sprite" else 0 for piece in pieces]
         textures = self.sprites[torch.tensor(rows, device=self.device)].float() / 255
@@ -191,7 +192,7 @@ class Renderer:
                 textures[i] = torch.cat([self._cut(crop, SPRITE_SIZE), outline[None]])
         return _prepared(textures, self._colours(pieces), [2 * piece.half * size for piece in pieces])
 
-    def drawn_textures(self, piece: Piece, size: int) -> Rgba:
+    def drawn_textures(self, piece: Piece, size: int) -> Textures:
         """The frames of a drawn animation, as `_textures` gives a sprite."""
         textures = self.animations[self.animation_rows[piece.index]].float() / 255
         return _prepared(
@@ -202,7 +203,7 @@ class Renderer:
         return self._tensor(np.stack([piece.colour for piece in pieces]))
 
 
-def _prepared(textures: Rgba, colours: Tensor, drawn_widths: Sequence[float]) -> Rgba:
+def _prepared(textures: Textures, colours: Tensor, drawn_widths: Sequence[float]) -> Textures:
     colour = torch.einsum("bdc,bchw->bdhw", colours, textures[:, :3]).clamp_(0, 1)
     textures = torch.cat([colour * textures[:, 3:], textures[:, 3:]], 1)
     width = textures.shape[-1]
@@ -273,7 +274,7 @@ def _look_up(table: Float[Tensor, "b f 2 g g"], points: Float[Tensor, "b f h w 2
 
 
 def _sample(
-    textures: Rgba, points: Float[Tensor, "b f h w 2"], layouts, renderer: Renderer, size: int
+    textures: Textures, points: Float[Tensor, "b f h w 2"], layouts, renderer: Renderer, size: int
 ) -> Float[Tensor, "b 4 f h w"]:
     b, f, h, w, _ = points.shape
     # Frames lie below one another in the look-up, so that a sprite's texture is not copied for each.

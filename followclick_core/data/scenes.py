@@ -74,19 +74,24 @@ class SceneGenerator:
         """A batch of clips, the same for the same arguments on the same device.
 
         Args:
-            verbs, magnitudes: What each scene should show, for evaluation; drawn where None. A magnitude beyond what the verb
-                reaches on the object gives its ceiling; `SceneBatch.magnitude` says what came out.
+            verbs, magnitudes: What each scene should show, for evaluation; drawn where None. A magnitude beyond what
+                the verb reaches on the object gives its ceiling; `SceneBatch.magnitude` says what came out.
         """
         layouts = [
             self._draftsman.draw(seed, i, verbs[i] if verbs else None, magnitudes[i] if magnitudes else None)
             for i in range(batch_size)
         ]
-        return _batch(layouts, self._renderer.render(layouts, self.params))
+        return self._render(layouts, self.params)
 
     def sample_stills(self, batch_size: int, seed: int) -> SceneBatch:
         """A batch of single frames: for what learns from pictures alone."""
         layouts = [self._stills.draw(seed, i) for i in range(batch_size)]
-        return _batch(layouts, self._renderer.render(layouts, self._stills.params))
+        return self._render(layouts, self._stills.params)
+
+    def _render(self, layouts: Sequence[Layout], params: SceneParams) -> SceneBatch:
+        # Positions need all the bits of float32, also inside a training step's autocast.
+        with torch.autocast(self.device.type, enabled=False):
+            return _batch(layouts, self._renderer.render(layouts, params))
 
 
 def _batch(layouts: Sequence[Layout], rendered: Rendered) -> SceneBatch:
@@ -108,7 +113,7 @@ def _batch(layouts: Sequence[Layout], rendered: Rendered) -> SceneBatch:
 
 
 def mean_flow(rendered: Rendered) -> PerSample:
-    """Mean flow over the visible target of each pair, then over the pairs in which it is seen; px/frame at 512 width."""
+    """Mean flow over the visible target, then over the pairs of frames in which it is seen; px/frame at 512 width."""
     width = rendered.frames.shape[-1]
     speed = rendered.flow.square().sum(1).sqrt().sum((-1, -2))
     area = rendered.object_masks[:, : speed.shape[1]].sum((-1, -2))

@@ -1,4 +1,4 @@
-"""The verbs that the generated clips show: their phrases, on which sprites they make sense, and how often they are drawn."""
+"""The verbs of the generated clips: their phrases, the sprites that they suit, and how often they are drawn."""
 
 import re
 from dataclasses import dataclass
