@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -24,13 +25,14 @@ class MotionConditioning:
     Args:
         num_frames: Frames per clip; the UNet's batch is (b f).
         context: Embedding of the motion prompt, b n c; None skips the motion-augmented attention.
-        magnitude: Mean flow in the region, pixels per frame at 512 pixels of width; None adds no embedding.
+        magnitude: Mean flow in the region, pixels per frame at 512 pixels of width, for each clip, [b], or for each of its
+            frames, [b, f]; None adds no embedding.
         first_frame: Mask and first-frame latents, b 5 f h w (`conditioning.first_frame_condition`); None leaves them out.
     """
 
     num_frames: int
     context: Tokens | None = None
-    magnitude: PerSample | None = None
+    magnitude: PerSample | Float[Tensor, "b f"] | None = None
     first_frame: Video | None = None
     # Projected once per conditioning and kept for all steps.
     _key_values: dict[int, KeyValue | None] = field(default_factory=dict, repr=False)
@@ -98,8 +100,10 @@ class Attachment:
         def add(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
             if self._conditioning is None or self._conditioning.magnitude is None:
                 return output
-            embedding = self.motion_model.motion_embedding(self._conditioning.magnitude.to(output.device))
-            return output + embedding.to(output.dtype).repeat_interleave(self._conditioning.num_frames, dim=0)
+            numbers = self._conditioning.magnitude.flatten().to(output.device)
+            embedding = self.motion_model.motion_embedding(numbers).to(output.dtype)
+            # A number of a whole clip serves each of its frames.
+            return output + embedding.repeat_interleave(len(output) // len(numbers), dim=0)
 
         self._handles.append(layer.register_forward_hook(add))
 
