@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from ..shapes import Image
-
 SPRITE_SIZE = 128  # pixels of a static sprite's square
 ANIMATION_SIZE = 112  # pixels of an animation's square
 _MANIFEST = "manifest.json"
@@ -60,7 +58,7 @@ class ArtPack:
     sprite_infos: Sequence[SpriteInfo]
     animations: UInt8[np.ndarray, "m f a a 4"]  # 16 frames
     animation_infos: Sequence[AnimationInfo]
-    photos: Sequence[Image]
+    photos: Sequence[UInt8[np.ndarray, "_ _ 3"]]  # of different sizes
     photo_infos: Sequence[PhotoInfo]
     credits: Sequence[str] = ()
 

@@ -18,7 +18,6 @@ from jaxtyping import UInt8
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from ..shapes import Image
 from . import sprite_names
 from .art import ANIMATION_SIZE, SPRITE_SIZE, AnimationInfo, ArtPack, PhotoInfo, SpriteInfo
 from .photo_list import PHOTOS
@@ -192,7 +191,7 @@ def _mean_flow(frames: UInt8[np.ndarray, "f s s 4"]) -> float:
     import cv2
 
     size = frames.shape[1] * 2
-    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey, inside = [], []
     for frame in frames:
         alpha = frame[..., 3:].astype(np.float32) / 255
@@ -201,12 +200,12 @@ def _mean_flow(frames: UInt8[np.ndarray, "f s s 4"]) -> float:
         inside.append(cv2.resize(frame[..., 3], (size, size)) > 127)
     speeds = []
     for first, second, mask in zip(grey, grey[1:], inside, strict=False):
-        flow = estimator.calc(first, second, None)  # type: ignore[call-overload]
+        flow = estimator.calc(first, second, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
         speeds.append(float(np.linalg.norm(flow, axis=-1)[mask].mean()) if mask.any() else 0.0)
     return min(float(np.mean(speeds)) / size, _FASTEST)
 
 
-def _photos(folders: Sequence[Path]) -> tuple[list[Image], list[PhotoInfo]]:
+def _photos(folders: Sequence[Path]) -> tuple[list[np.ndarray], list[PhotoInfo]]:
     for module, inside in (("skimage", "data"), ("sklearn", "datasets/images"), ("matplotlib", "mpl-data/sample_data")):
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.submodule_search_locations:
