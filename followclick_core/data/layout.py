@@ -38,7 +38,7 @@ class SceneParams:
     scales: tuple[float, float] = (0.15, 0.5)
     magnitudes: tuple[float, float] = (0.7, 24.0)
     cutouts: float = 0.22
-    drawn: float = 0.25
+    drawn: float = 0.35
     shadows: float = 0.3
     verbs: tuple[str, ...] = VERBS
 
@@ -282,7 +282,7 @@ def _placed(piece: Piece, pose: Pose, rng: np.random.Generator, leaves: bool) ->
     """The piece where its way fits: its centre stays in the frame, so half of it is always seen (launch may leave)."""
     way = positions(pose, np.zeros((1, 2)), piece.rest_pose)[:, 0] * piece.half
     low, high = (np.minimum(way[0], 0), np.maximum(way[0], 0)) if leaves else (way.min(0), way.max(0))
-    margin = 0.55 * piece.half
+    margin = (1.0 if rng.random() < 0.7 else 0.55) * piece.half  # mostly all of it, as where a user would click
     start, end = margin - low, 1 - margin - high
     middle = (start + end) / 2
     start, end = np.minimum(start, middle), np.maximum(end, middle)
