@@ -24,8 +24,7 @@ demo: $(READY)
 	@echo "The clip is $(CURDIR)/$(DEMO)/rocket.webp"
 
 test: $(READY) $(HOST_READY) lint
-	$(if $(COMFYUI),COMFYUI_PATH="$(abspath $(COMFYUI))") $(BIN)/python -m pytest -q --durations=10 \
-		--jaxtyping-packages=followclick_core,beartype.beartype
+	$(if $(COMFYUI),COMFYUI_PATH="$(abspath $(COMFYUI))") $(BIN)/pytest -q --durations=10
 
 lint: $(READY)
 	$(BIN)/ruff check .

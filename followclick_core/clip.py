@@ -30,7 +30,7 @@ class Clip:
             raise ValueError(f"A clip's frames are uint8 of shape (f, h, w, 3), not {self.frames.dtype} of {shape}.")
         if self.mask.dtype != np.bool_ or self.mask.shape != shape[1:3]:
             raise ValueError(
-                f"A clip's mask is bool of shape {shape[1:3]}, like its frames, not {self.mask.dtype} of {self.mask.shape}."
+                f"A clip's mask is bool of its frames' shape {shape[1:3]}, not {self.mask.dtype} of {self.mask.shape}."
             )
         if self.fps < 1:
             raise ValueError(f"A clip plays at 1 frame per second or more, not {self.fps}.")

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .shapes import Masks, Video
+from .shapes import Masks, MasksOfOtherSize, OtherVideo
 
 
-def first_frame_condition(latents: Tensor, mask: Masks, num_frames: int, layout: str) -> Video:
+def first_frame_condition(latents: Tensor, mask: Masks, num_frames: int, layout: str) -> OtherVideo:
     """Mask (1 channel), then first-frame latents (4 channels), for every frame: b 5 f h w.
 
     Args:
@@ -32,7 +32,7 @@ def first_frame_condition(latents: Tensor, mask: Masks, num_frames: int, layout:
     return torch.cat([mask_frames.to(latents.dtype), latent_frames], dim=1)
 
 
-def resize_mask(mask: Masks, size: tuple[int, int] | torch.Size) -> Masks:
+def resize_mask(mask: Masks, size: tuple[int, int] | torch.Size) -> MasksOfOtherSize:
     """The mask at the latents' size, each cell the mean of the pixels it covers."""
     return F.adaptive_avg_pool2d(mask.float(), tuple(size)).to(mask.dtype)
 

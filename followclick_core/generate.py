@@ -12,7 +12,7 @@ from .diffusion.samplers import Callback, Denoiser, sample_ddim
 from .diffusion.schedule import NoiseSchedule, trailing_timesteps
 from .models.attach import MotionConditioning, attach
 from .models.bundle import ModelBundle
-from .shapes import Frames, Masks, Video, fold_frames, unfold_frames
+from .shapes import Frames, Masks, OtherVideo, Video, fold_frames, unfold_frames
 
 # Latent pixels have this many image pixels on a side.
 LATENT_SCALE = 8
@@ -39,7 +39,7 @@ def generate_latents(
     seeds: Sequence[int],
     params: SamplingParams,
     callback: Callback | None = None,
-) -> Video:
+) -> OtherVideo:
     """Sample clips' latents, b 4 f h/8 w/8.
 
     Args:
@@ -73,7 +73,7 @@ def generate_latents(
 
 
 @torch.inference_mode()
-def decode_clip(bundle: ModelBundle, latents: Video, callback: Callback | None = None) -> Video:
+def decode_clip(bundle: ModelBundle, latents: Video, callback: Callback | None = None) -> OtherVideo:
     """Latents b 4 f h w to pixels 0..1, b 3 f 8h 8w; a few frames at a time, for the decoder's memory is large."""
     frames = fold_frames(latents).split(DECODED_AT_ONCE)
     decoded = []

@@ -1,7 +1,7 @@
 """Names for the tensor shapes of this package, and the legend of their axes.
 
 b  batch           f  frames            c  channels
-h  height, down    w  width, right      n  tokens
+h  height, down    w  width, right      n  tokens          d  width of a token
 
 Value ranges: pixels are 0..1 as floats and 0..255 as uint8; latents have unit scale; masks are 0..1, where 1 moves.
 The annotations cost nothing at run time: they are checked only while the tests run.
@@ -15,8 +15,15 @@ from torch import Tensor
 
 Video = Float[Tensor, "b c f h w"]  # latents, or pixels 0..1
 Frames = Float[Tensor, "bf c h w"]  # the same with frames folded into the batch, as a UNet sees them
-Tokens = Float[Tensor, "b n c"]  # text embedding ("context")
+# What a function returns that changes channels, size or both.
+FramesOfOtherWidth = Float[Tensor, "bf c_out h w"]
+FramesOfOtherSize = Float[Tensor, "bf c h_out w_out"]
+OtherFrames = Float[Tensor, "bf c_out h_out w_out"]
+OtherVideo = Float[Tensor, "b c_out f_out h_out w_out"]
+Tokens = Float[Tensor, "b n d"]  # text embedding ("context")
+Positions = Float[Tensor, "b hw c"]  # an image folded for attention, one token per pixel
 Masks = Float[Tensor, "b 1 h w"]  # 1 = moves
+MasksOfOtherSize = Float[Tensor, "b 1 h_out w_out"]
 PerSample = Float[Tensor, "b"]
 Timesteps = Int[Tensor, "b"]
 PerTimestep = Float[Tensor, "t"]

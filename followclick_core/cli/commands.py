@@ -4,7 +4,7 @@ Imports are inside the functions: torch takes seconds, which --help and a mistyp
 """
 
 import argparse
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def animate(arguments: argparse.Namespace) -> None:
+    from ..animator import Animator, check_request
     from ..clip import check_clip_output
     from ..files import check_writable, write_json
     from ..images import check_mask_name, load_image, save_mask
@@ -30,13 +31,12 @@ def animate(arguments: argparse.Namespace) -> None:
         check_writable(arguments.report)
     image, clicks = load_image(arguments.photo), _clicks(arguments)
     clicks_from_pixels(clicks, _size(image))
-
-    from ..animator import Animator
-
+    check_request(arguments.motion, arguments.magnitude, arguments.frames, arguments.steps, arguments.cfg)
+    device = _device(arguments.device)
     with StageBars(arguments.quiet) as progress:
-        progress("loading the model", 0, 1)
-        animator = Animator.load(arguments.model, _device(arguments.device))
-        progress("loading the model", 1, 1)
+        progress("load", 0, 1)
+        animator = Animator.load(arguments.model, device)
+        progress("load", 1, 1)
         clip = animator.animate(
             image,
             clicks,
@@ -69,14 +69,14 @@ def segment(arguments: argparse.Namespace) -> None:
     candidate = _candidate(arguments.candidate)
     image = load_image(arguments.photo)
     clicks = clicks_from_pixels(_clicks(arguments), _size(image))
+    device = _device(arguments.device)
     with StageBars(arguments.quiet) as progress:
-        progress("finding the object", 0, 3)
-        segmenter = load_segmenter(arguments.segmenter, _device(arguments.device))
-        progress("finding the object", 1, 3)
-        embedding = segmenter.embed(image)
-        progress("finding the object", 2, 3)
-        candidates = segmenter.predict(embedding, clicks)
-        progress("finding the object", 3, 3)
+        progress("load", 0, 1)
+        segmenter = load_segmenter(arguments.segmenter, device)
+        progress("load", 1, 1)
+        progress("segment", 0, 1)
+        candidates = segmenter.predict(segmenter.embed(image), clicks)
+        progress("segment", 1, 1)
     mask = grow_mask(candidates.pick(candidate), arguments.grow)
     if not mask.any():
         raise ValueError("The mask is empty; click on the middle of an object, try another --candidate or --grow less.")
@@ -100,7 +100,7 @@ def measure(arguments: argparse.Namespace) -> None:
         check_writable(arguments.report)
     mask, frames = load_mask(arguments.mask), load_frames(arguments.clip)
     _require_same_size(frames[0], mask, arguments)
-    estimator = load_raft(Path(arguments.raft), _device("auto")) if arguments.raft else None
+    estimator = load_raft(Path(arguments.raft)) if arguments.raft else None
     report = measure_motion(frames, mask, estimator)
     if arguments.report:
         write_json(arguments.report, report.to_dict())
@@ -114,18 +114,23 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
+    from ..training.run import STAGES
     from ..training.run import train as train_preset
 
-    overrides = {} if arguments.steps is None else {"steps": arguments.steps}
-    train_preset(
+    stages = arguments.stage or ["all"]
+    finished = train_preset(
         arguments.preset,
         Path(arguments.art),
         Path(arguments.run_dir),
-        arguments.stage or ["all"],
-        arguments.max_seconds,
-        _device(arguments.device),
-        overrides,
+        STAGES if "all" in stages else stages,
+        steps=arguments.steps,
+        max_seconds=arguments.max_seconds,
+        device=_device(arguments.device),
+        compile_blocks=arguments.compile,
     )
+    if not arguments.quiet:
+        state = "is finished" if finished else "is not finished; the same command goes on with it"
+        print(f"The training in {arguments.run_dir} {state}. Its weights are in {Path(arguments.run_dir) / 'weights'}.")
 
 
 def build_art(arguments: argparse.Namespace) -> None:
@@ -133,16 +138,36 @@ def build_art(arguments: argparse.Namespace) -> None:
     from ..files import check_writable
 
     check_writable(arguments.output)
-    photos = {"photo_folders": [Path(folder) for folder in arguments.photos]} if arguments.photos else {}
-    pack = build_art_pack(arguments.packages or ["node_modules"], arguments.output, **photos)
+    build = partial(build_art_pack, arguments.packages or ["node_modules"], arguments.output)
+    pack = build(arguments.photos) if arguments.photos else build()
     if not arguments.quiet:
-        print(
-            f"{arguments.output}: {len(pack.sprites)} sprites, {len(pack.animations)} animations, {len(pack.photos)} photos"
-        )
+        counts = f"{len(pack.sprites)} sprites, {len(pack.animations)} animations, {len(pack.photos)} photos"
+        print(f"{arguments.output}: {counts}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from ..animator import Animator
+    from ..data.art import ArtPack
+    from ..evaluation.scenes import evaluate_scenes
+    from .progress import StageBars
+
+    out_dir, device = Path(arguments.output), _device(arguments.device)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with StageBars(arguments.quiet) as progress:
+        progress("load", 0, 1)
+        animator, art = Animator.load(arguments.model, device), ArtPack.load(arguments.art)
+        progress("load", 1, 1)
+        evaluate_scenes(
+            animator,
+            art,
+            arguments.scenes,
+            arguments.seed,
+            out_dir=out_dir,
+            size=animator.bundle.preset.size,
+            progress=progress,
+        )
+    if not arguments.quiet:
+        print((out_dir / "report.md").read_text(encoding="utf-8"))
 
 
 def _clicks(arguments: argparse.Namespace) -> list[tuple[float, float, int]]:
@@ -193,9 +218,17 @@ def _require_same_size(frame: "Image", mask: "Mask", arguments: argparse.Namespa
     if frame.shape[:2] != mask.shape:
         sizes = [f"{shape[1]}x{shape[0]}" for shape in (mask.shape, frame.shape)]
         raise ValueError(
-            f"The mask {arguments.mask} has {sizes[0]} pixels, the clip {arguments.clip} {sizes[1]}; make them one size."
+            f"The mask {arguments.mask} has {sizes[0]} pixels, {arguments.clip} has {sizes[1]}; make the sizes equal."
         )
 
 
 def _summary(output: str, clip: "Clip") -> str:
-    raise NotImplementedError
+    measured, (width, height) = clip.report["measured"], clip.report["clip_size"]
+    seconds = sum(clip.report["seconds"].values())
+    summary = f"{output}: {len(clip.frames)} frames of {width}x{height} in {seconds:.0f} s."
+    if "inside" in measured:
+        summary += (
+            f" The mask, {clip.mask.mean():.1%} of the picture, moves {measured['inside']:.1f} px per frame at 512 px "
+            f"of width ({clip.report['asked']['magnitude']:g} were asked for), elsewhere {measured['outside']:.1f}."
+        )
+    return summary

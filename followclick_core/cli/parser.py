@@ -46,8 +46,8 @@ The unit is that of --magnitude: pixels per frame at 512 pixels of width. The ma
 """
 
 BUILD_ART = f"""\
-Pack the emoji and photos that training scenes are made of. They come from packages that install by name; CONTRIBUTING.md
-lists them, and `make art` fetches them first.
+Pack the emoji and photos that training scenes are made of. They come from packages that install by name, which
+CONTRIBUTING.md lists; `make art` fetches them and runs this.
 
   {PROGRAM} build-art --packages node_modules --output build/art.zip
 """
@@ -124,7 +124,7 @@ def _animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=16, metavar="N", help="length of the clip (default 16)")
     parser.add_argument("--steps", type=int, default=25, metavar="N", help="sampling steps (default 25)")
     parser.add_argument("--cfg", type=float, default=7.5, metavar="X", help="guidance scale (default 7.5)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another clip (default 0)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="another seed, another clip (default 0)")
     parser.add_argument("--model", default="demo", metavar="NAME", help="which model (default demo)")
     _device(parser)
 
@@ -171,7 +171,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
         help="all (default), autoencoder, segmenter, spatial or motion; may be given several times",
     )
     parser.add_argument("--max-seconds", type=float, metavar="S", help="stop in good order after this long")
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of each stage, instead of the preset's")
+    parser.add_argument("--steps", type=_count, metavar="N", help="steps of each stage, instead of the preset's")
+    parser.add_argument("--compile", action="store_true", help="compile the models: a slow start, then faster on a GPU")
     _device(parser)
 
 
@@ -188,8 +189,8 @@ def _build_art(parser: argparse.ArgumentParser) -> None:
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--art", required=True, metavar="ZIP", help="what build-art wrote")
     parser.add_argument("--model", default="demo", metavar="NAME", help="which model (default demo)")
-    parser.add_argument("--scenes", type=int, default=100, metavar="N", help="how many (default 100)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which scenes (default 0)")
+    parser.add_argument("--scenes", type=_count, default=100, metavar="N", help="how many (default 100)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="which scenes (default 0)")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="report.json and report.md go here")
     _device(parser)
 
@@ -224,3 +225,15 @@ def _point(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not X,Y; give two numbers of pixels, such as 320,200") from None
     return x, y
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give a whole number from 0")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; give a whole number from 1")
+    return int(text)

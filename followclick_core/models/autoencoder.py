@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import load_safetensors, load_strict, save_safetensors
-from ..shapes import Frames
+from ..shapes import Frames, OtherFrames
 
 # The host divides by this when it encodes and multiplies when it decodes: Stable Diffusion 1.5's latent scale.
 SD_LATENT_SCALE = 0.18215
@@ -48,10 +48,10 @@ class Autoencoder(nn.Module):
         self.vae_scale = nn.Parameter(torch.tensor(SD_LATENT_SCALE), requires_grad=False)
         self.vae_shift = nn.Parameter(torch.tensor(0.0), requires_grad=False)
 
-    def encode(self, pixels: Frames) -> Frames:
+    def encode(self, pixels: Frames) -> OtherFrames:
         return self.taesd_encoder(pixels)
 
-    def decode(self, latents: Frames) -> Frames:
+    def decode(self, latents: Frames) -> OtherFrames:
         """Pixels; slightly outside 0..1 at times, for the caller to clamp."""
         return self.taesd_decoder(latents)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..shapes import Frames, Tokens
+from ..shapes import Frames, FramesOfOtherSize, FramesOfOtherWidth, Positions, Tokens
 
 
 class ResBlock(nn.Module):
@@ -30,7 +30,7 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Frames, emb: Tensor) -> Frames:
+    def forward(self, x: Frames, emb: Tensor) -> FramesOfOtherWidth:
         h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
         return self.skip_connection(x) + self.out_layers(h)
 
@@ -40,7 +40,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Frames) -> Frames:
+    def forward(self, x: Frames) -> FramesOfOtherSize:
         return self.op(x)
 
 
@@ -49,7 +49,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Frames, size: tuple[int, int]) -> Frames:
+    def forward(self, x: Frames, size: tuple[int, int]) -> FramesOfOtherSize:
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, channels, bias=False)
         self.to_out = nn.Sequential(nn.Linear(channels, channels), nn.Identity())
 
-    def forward(self, x: Tokens, context: Tokens) -> Tokens:
+    def forward(self, x: Positions, context: Tokens) -> Positions:
         q, k, v = (
             rearrange(t, "b n (heads d) -> b heads n d", heads=self.num_heads)
             for t in (self.to_q(x), self.to_k(context), self.to_v(context))
@@ -105,7 +105,7 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.norm3 = nn.LayerNorm(channels)
 
-    def forward(self, x: Tokens, context: Tokens) -> Tokens:
+    def forward(self, x: Positions, context: Tokens) -> Positions:
         h = self.norm1(x)
         x = x + self.attn1(h, h)
         x = x + self.attn2(self.norm2(x), context)

@@ -3,12 +3,12 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from .blocks import zero_
 
-Numbers = Float[Tensor, "b"]
+Numbers = Num[Tensor, "b"]
 Embeddings = Float[Tensor, "b c"]
 
 

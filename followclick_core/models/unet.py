@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, load_strict, load_tensors, save_safetensors
-from ..shapes import Frames, Tokens
+from ..shapes import Frames, FramesOfOtherWidth, OtherFrames, Tokens
 from .blocks import Downsample, ResBlock, SpatialTransformer, Upsample, zero_
 from .embeddings import sinusoidal_embedding
 
@@ -51,7 +51,7 @@ class UNetParams:
 class UNetBlock(nn.Sequential):
     """Layers that share one place in the UNet; each gets what it needs besides the picture."""
 
-    def forward(self, x: Frames, emb: Tensor, context: Tokens, size: tuple[int, int] | None = None) -> Frames:
+    def forward(self, x: Frames, emb: Tensor, context: Tokens, size: tuple[int, int] | None = None) -> OtherFrames:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
@@ -84,7 +84,7 @@ class UNet(nn.Module):
             zero_(nn.Conv2d(params.channels[0], params.out_channels, 3, padding=1)),
         )
 
-    def forward(self, x: Frames, timesteps: Tensor, context: Tokens) -> Frames:
+    def forward(self, x: Frames, timesteps: Tensor, context: Tokens) -> FramesOfOtherWidth:
         """One prediction per frame.
 
         Args:

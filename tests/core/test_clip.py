@@ -221,7 +221,7 @@ def test_a_clip_checks_its_own_parts(moving_square, unchecked):
     frames, mask = moving_square
     with pytest.raises(ValueError, match="uint8 of shape"):
         Clip(frames.astype(np.float32), mask)
-    with pytest.raises(ValueError, match="mask is bool of shape"):
+    with pytest.raises(ValueError, match="mask is bool of its frames' shape"):
         Clip(frames, mask[:50])
     with pytest.raises(ValueError, match="per second"):
         Clip(frames, mask, fps=0)
