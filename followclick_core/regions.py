@@ -1,0 +1,30 @@
+"""Several regions with motions of their own: which one's prediction counts where."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Over this many pixels of the clip one region's prediction passes into the next one's: a latent's side.
+SEAM_WIDTH = 8.0
+
+
+def region_shares(masks: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
+    """The share of each region in each pixel; they sum to one, and the nearest region has nearly all.
+
+    A region's own pixels are not enough: an object that moves leaves its mask, and what it then covers must come from
+    the same prediction.
+
+    Args:
+        masks: 0..1, at the clip's size; a region is where its mask is at least a half, or else where it is strongest.
+    """
+    distances = torch.stack([_distance_to(mask) for mask in masks])
+    return torch.softmax(-distances * (4 / SEAM_WIDTH), dim=0)
+
+
+def _distance_to(mask: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+    import cv2
+
+    inside = (mask >= min(0.5, float(mask.max()))).cpu().numpy()
+    distance = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return torch.from_numpy(distance).to(mask.device)

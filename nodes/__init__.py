@@ -1,0 +1,26 @@
+"""The pack's nodes, and the one list of them."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .animate import AnimateRegion, ApplyMotionModel, MotionSchedule
+from .how import FirstFrame, FlowMagnitude, MotionRegion
+from .loaders import LoadDemoModel, LoadMotionModel, LoadSegmenter
+from .where import ClickToMask
+
+NODES: list[type[io.ComfyNode]] = [
+    AnimateRegion,
+    LoadDemoModel,
+    LoadMotionModel,
+    LoadSegmenter,
+    ClickToMask,
+    MotionRegion,
+    FirstFrame,
+    FlowMagnitude,
+    ApplyMotionModel,
+    MotionSchedule,
+]
+
+
+class FollowClickExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return list(NODES)

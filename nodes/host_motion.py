@@ -1,0 +1,284 @@
+"""A motion model inside the host's sampling: how it gets into a MODEL, and what CONDITIONING carries for it.
+
+While a patched MODEL samples, and only then, the core's hooks are on its UNet: they go on when the sampling starts and
+come off when it ends, fails or is cancelled. Injections, the host's own way, would stay on the shared weights until
+another MODEL is loaded, and for ever if the patched one is collected first.
+
+Everything a single UNet call needs rides in CONDITIONING as `model_conds`, which the host batches, crops to areas and
+hands back to each call, so masks, areas, timestep ranges and Combine keep their meaning.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import comfy.model_sampling
+import comfy.patcher_extension
+import torch
+from comfy.conds import CONDCrossAttn, CONDNoiseShape, CONDRegular
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy.sd import VAE
+from einops import rearrange
+from torch import Tensor
+
+from ..followclick_core.animator import check_request
+from ..followclick_core.conditioning import first_frame_condition
+from ..followclick_core.generate import LATENT_SCALE
+from ..followclick_core.models.attach import Attachment, MotionConditioning, attach
+from ..followclick_core.regions import region_shares
+from .host import fit, fitting_size, hosted
+from .host_models import model_latents, model_sampling
+from .sockets import HostedMotionModel, Region, Regions
+
+KEY = "followclick"
+CONTEXT, MAGNITUDE, FIRST_FRAME = "motion_context", "motion_magnitude", "first_frame"
+
+Conditioning = list[list]  # the host's: [text embedding, options] for each entry
+
+# A mask of other proportions belongs to another picture; rounding alone differs by less.
+ASPECT_TOLERANCE = 0.02
+
+
+class FirstFrameCond(CONDNoiseShape):
+    """Mask and first-frame latents of each frame, f 5 h w. The host would cut or repeat them for another length."""
+
+    def process_cond(self, batch_size: int, area: Sequence[int] | None, **kwargs: object) -> CONDNoiseShape:
+        if batch_size != len(self.cond):
+            raise ValueError(
+                f"First Frame made its conditioning for {len(self.cond)} frames, but a latent of {batch_size} is "
+                "sampled; connect the LATENT of the same First Frame node."
+            )
+        return super().process_cond(batch_size=batch_size, area=area, **kwargs)
+
+
+class CurveCond(CONDRegular):
+    """A magnitude that changes over the clip: support points, spread evenly over however many frames are sampled."""
+
+    def process_cond(self, batch_size: int, **kwargs: object) -> CONDRegular:
+        points = self.cond[None, None]
+        return CONDRegular(torch.nn.functional.interpolate(points, batch_size, mode="linear", align_corners=True)[0, 0])
+
+
+def with_motion(
+    conditioning: Conditioning,
+    context: Tensor | None = None,
+    magnitude: Sequence[float] | None = None,
+    first_frame: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Conditioning:
+    """A copy of `conditioning` that carries what is given; the rest it keeps.
+
+    Args:
+        context: Embedding of the motion prompt, 1 n c.
+        magnitude: Mean flow in the region, pixels per frame at 512 pixels of width: a number, or a curve over the clip.
+        first_frame: Mask and first-frame latents, f 5 h w.
+        mask: Where in the picture this entry counts, 1 h w; multiplied with the mask it has already.
+    """
+    carried: dict[str, CONDRegular] = {}
+    if context is not None:
+        carried[CONTEXT] = CONDCrossAttn(context)
+    if magnitude is not None:
+        points = torch.tensor(list(magnitude), dtype=torch.float32)
+        carried[MAGNITUDE] = CONDRegular(points) if len(points) == 1 else CurveCond(points)
+    if first_frame is not None:
+        carried[FIRST_FRAME] = FirstFrameCond(first_frame)
+    return [_entry(text, options, carried, mask) for text, options in conditioning]
+
+
+def magnitude_points(magnitude: float, curve: str) -> list[float]:
+    """The curve's numbers, or else the one magnitude.
+
+    Raises:
+        ValueError: something in the curve is no number, or a magnitude that makes no sense.
+    """
+    try:
+        points = [float(part) for part in curve.split(",")] if curve.strip() else [magnitude]
+    except ValueError as error:
+        raise ValueError(
+            f"The curve {curve!r} is no list of numbers; separate them by commas, such as 0, 8, 2."
+        ) from error
+    for point in points:
+        check_request("move", point, num_frames=1, steps=1, guidance_scale=1)
+    return points
+
+
+def first_frame_conditioning(
+    positive: Conditioning,
+    negative: Conditioning,
+    vae: VAE,
+    image: Tensor,
+    regions: Regions,
+    motion: HostedMotionModel,
+    length: int,
+) -> tuple[Conditioning, Conditioning, dict[str, Tensor]]:
+    """Both conditionings with first frame, regions and motion, and the empty LATENT of the clip.
+
+    Each region is an entry of its own, in which only that region moves. With several, an entry counts where its region
+    is the nearest, so what a region sweeps stays its own.
+    """
+    params = motion.model.params
+    _check_text(regions, params.context_dim)
+    size = fitting_size(image, motion.trained_size, LATENT_SCALE * 2 ** (len(params.channel_mult) - 1))
+    latents = model_latents(vae, fit(image[:1].movedim(-1, 1), size).movedim(1, -1))
+    masks = [fit(_mask_of(region, image)[:, None], size) for region in regions]
+    shares = region_shares(torch.cat(masks)[:, 0]) if len(regions) > 1 else [None]
+    conditioned: tuple[Conditioning, Conditioning] = ([], [])
+    for region, mask, share in zip(regions, masks, shares, strict=True):
+        condition = first_frame_condition(latents, mask, length, params.layout)
+        carried = {
+            "magnitude": [region.magnitude],
+            "first_frame": rearrange(condition, "1 c f h w -> f c h w"),
+            "mask": None if share is None else share[None],
+        }
+        conditioned[0].extend(with_motion(positive, region.context, **carried))
+        conditioned[1].extend(with_motion(negative, region.empty_context, **carried))
+    return *conditioned, {"samples": latents.new_zeros(length, *latents.shape[1:])}
+
+
+def _check_text(regions: Regions, context_dim: int | None) -> None:
+    for region in regions:
+        width = region.context.shape[-1]
+        if context_dim is not None and width != context_dim:
+            raise ValueError(
+                f"The motion prompt {region.prompt!r} was encoded by a CLIP of width {width}, the motion model reads "
+                f"{context_dim}; connect the CLIP of the checkpoint that it was trained for."
+            )
+
+
+def _mask_of(region: Region, image: Tensor) -> Tensor:
+    """The region's mask at the image's size, 1 h w.
+
+    Raises:
+        ValueError: it was made for a picture of other proportions.
+    """
+    (height, width), (own_height, own_width) = image.shape[1:3], region.mask.shape[-2:]
+    if abs(own_width * height / (own_height * width) - 1) > ASPECT_TOLERANCE:
+        raise ValueError(
+            f"The mask for {region.prompt!r} is {own_width}x{own_height}, the image {width}x{height}; "
+            "make the mask from the image that First Frame gets."
+        )
+    return fit(region.mask[:, None], (width, height))[:, 0]
+
+
+def _entry(text: Tensor, options: dict, carried: dict[str, CONDRegular], mask: Tensor | None) -> list:
+    options = {**options, "model_conds": {**options.get("model_conds", {}), **carried}}
+    if mask is not None:
+        if "mask" in options:
+            size = options["mask"].shape[-2:]
+            mask = options["mask"] * torch.nn.functional.interpolate(mask[:, None], size, mode="bilinear")[:, 0]
+        options["mask"] = mask
+    return [text, options]
+
+
+def apply_motion_model(model: ModelPatcher, motion: HostedMotionModel) -> ModelPatcher:
+    """A copy of MODEL that samples clips: the motion model's hooks, its noise schedule, its weights in the host's care.
+
+    Raises:
+        ValueError: MODEL has another motion model already, or is of another size or family.
+    """
+    _check_free(model)
+    attach(model.model.diffusion_model, motion.model).detach()  # raises if the two do not fit
+    motion = _in_dtype_of(model, motion)
+    patched = model.clone()
+    patched.set_additional_models(KEY, [motion.patcher])
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _sampling_with(motion))
+    wanted, current = model_sampling(motion.model.schedule), model.get_model_object("model_sampling")
+    if not _same_sampling(wanted, current):
+        patched.add_object_patch("model_sampling", wanted)
+    return patched
+
+
+def _check_free(model: ModelPatcher) -> None:
+    if model.get_additional_models_with_key(KEY):
+        raise ValueError("This MODEL has a motion model already; connect the one from before Apply Motion Model.")
+    if any("ADE" in wrappers for wrappers in model.wrappers.values()):
+        raise ValueError(
+            "This MODEL has a motion model of AnimateDiff Evolved, and two would fight over the frames; "
+            "connect the one from before its Apply node."
+        )
+    if not hasattr(model.model.diffusion_model, "input_blocks"):
+        kind = type(model.model.diffusion_model).__name__
+        raise ValueError(f"A motion model needs a Stable Diffusion 1.5 UNet, but this MODEL is a {kind}; load another.")
+
+
+def _in_dtype_of(model: ModelPatcher, motion: HostedMotionModel) -> HostedMotionModel:
+    """The motion model in the type that the UNet computes in: a copy if it is another, for the cached one is shared."""
+    dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+    if next(motion.model.parameters()).dtype == dtype:
+        return replace(motion, patcher=motion.patcher.clone())
+    converted = copy.deepcopy(motion.model).to(dtype)
+    return replace(motion, model=converted, patcher=hosted(converted))
+
+
+def _same_sampling(wanted: torch.nn.Module, current: torch.nn.Module) -> bool:
+    kinds = comfy.model_sampling.V_PREDICTION, comfy.model_sampling.ModelSamplingDiscrete
+    return all(isinstance(wanted, kind) == isinstance(current, kind) for kind in kinds) and (
+        wanted.sigmas.shape == current.sigmas.shape and torch.allclose(wanted.sigmas, current.sigmas.to(wanted.sigmas))
+    )
+
+
+def _sampling_with(motion: HostedMotionModel) -> Callable:
+    """An OUTER_SAMPLE wrapper; a plain function, for the host deep-copies bound methods with their objects."""
+    motion_model, trained_size = motion.model, motion.trained_size
+
+    def outer_sample(executor: Callable, noise: Tensor, *args: object, **kwargs: object) -> Tensor:
+        guider = executor.class_obj
+        attachment = attach(guider.model_patcher.model.diffusion_model, motion_model)
+        # The guider's options are its own for this one run.
+        comfy.patcher_extension.add_wrapper_with_key(
+            WrappersMP.DIFFUSION_MODEL,
+            KEY,
+            _unet_call_with(attachment, LATENT_SCALE * noise.shape[-1] / trained_size),
+            guider.model_options,
+            is_model_options=True,
+        )
+        try:
+            return executor(noise, *args, **kwargs)
+        finally:
+            attachment.detach()
+
+    return outer_sample
+
+
+def _unet_call_with(attachment: Attachment, width_ratio: float) -> Callable:
+    """A DIFFUSION_MODEL wrapper that hands each UNet call's own motion arguments to the hooks.
+
+    Args:
+        width_ratio: The clip's width by the trained one: the model counts pixels of its own size.
+    """
+    kept: dict[tuple, MotionConditioning] = {}
+
+    def diffusion_model(
+        executor: Callable,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        y: object,
+        control: object,
+        options: dict,
+        **more: object,
+    ) -> Tensor:
+        motion = {key: more.pop(key, None) for key in (CONTEXT, MAGNITUDE, FIRST_FRAME)}
+        num_frames = len(x) // len(options["cond_or_uncond"])
+        if num_frames == 1 and all(value is None for value in motion.values()):
+            return executor(x, timesteps, context, y, control, options, **more)  # one picture from text, as without us
+        # Entries come in the same batches at every step: their motion text is laid out and projected only once.
+        batch = (num_frames, tuple(x.shape), *options["cond_or_uncond"], *options["uuids"])
+        if batch not in kept:
+            kept[batch] = _conditioning(num_frames, motion, width_ratio)
+        with attachment.conditioned(kept[batch]):
+            return executor(x, timesteps, context, y, control, options, **more)
+
+    return diffusion_model
+
+
+def _conditioning(num_frames: int, motion: dict[str, Tensor | None], width_ratio: float) -> MotionConditioning:
+    """From the host's batch, where all frames of all entries follow each other, to a batch of clips."""
+    context, magnitude, first_frame = motion[CONTEXT], motion[MAGNITUDE], motion[FIRST_FRAME]
+    return MotionConditioning(
+        num_frames=num_frames,
+        context=None if context is None else context[::num_frames],
+        magnitude=None if magnitude is None else magnitude.float().view(-1, num_frames) * width_ratio,
+        first_frame=None if first_frame is None else rearrange(first_frame, "(b f) c h w -> b c f h w", f=num_frames),
+    )

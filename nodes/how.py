@@ -1,0 +1,136 @@
+"""How it moves: the motion prompt, the magnitude, and the first frame from which the clip sets out."""
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..followclick_core.animator import MAX_FRAMES, MAX_MAGNITUDE, check_request
+from .host import one_mask
+from .host_models import encode_text
+from .host_motion import first_frame_conditioning, magnitude_points, with_motion
+from .sockets import HostedMotionModel, MotionModelSocket, Region, Regions, RegionsSocket
+
+
+def prompt_input() -> io.String.Input:
+    return io.String.Input(
+        "motion_prompt",
+        default="jump",
+        tooltip='What it does, as a short verb phrase such as "run", "flap the wings" or "move left".',
+    )
+
+
+def magnitude_input() -> io.Float.Input:
+    return io.Float.Input(
+        "motion_magnitude",
+        default=6.0,
+        min=0.0,
+        max=MAX_MAGNITUDE,
+        step=0.5,
+        tooltip="How strongly: pixels per frame at 512 pixels of width. 2 is a tremble, 6 moderate, 16 fast.",
+    )
+
+
+def length_input() -> io.Int.Input:
+    return io.Int.Input(
+        "length", default=16, min=1, max=MAX_FRAMES, tooltip="Frames of the clip. The models are trained on 16."
+    )
+
+
+class MotionRegion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FollowClick_MotionRegion",
+            display_name="Motion Region",
+            category="FollowClick/how",
+            description="What the selected region does, and how strongly. Chain several for several objects.",
+            inputs=[
+                io.Mask.Input("mask", tooltip="The region, from Click to Mask or drawn; several masks count as one."),
+                io.Clip.Input("clip", tooltip="The text encoder of the model."),
+                prompt_input(),
+                magnitude_input(),
+                RegionsSocket.Input(
+                    "regions", optional=True, tooltip="Regions that move as well, from another Motion Region."
+                ),
+            ],
+            outputs=[RegionsSocket.Output(display_name="regions", tooltip="All regions so far, for First Frame.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, mask: Tensor, clip: io.Clip.Type, motion_prompt: str, motion_magnitude: float, regions: Regions = ()
+    ) -> io.NodeOutput:
+        check_request(motion_prompt, motion_magnitude, num_frames=1, steps=1, guidance_scale=1)
+        context, empty_context = encode_text(clip, motion_prompt.strip()), encode_text(clip, "")
+        region = Region(one_mask(mask), motion_prompt, context, empty_context, motion_magnitude)
+        return io.NodeOutput((*(regions or ()), region))
+
+
+class FirstFrame(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FollowClick_FirstFrame",
+            display_name="First Frame",
+            category="FollowClick/how",
+            description=(
+                "The clip sets out from this image. It is scaled to the size that the model learned at, and put into "
+                "both conditionings, with the regions and their motion."
+            ),
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="What the clip shows; for the demo model the motion prompt."),
+                io.Conditioning.Input("negative", tooltip="What it should not show; may be empty."),
+                io.Vae.Input("vae", tooltip="The autoencoder of the model."),
+                io.Image.Input("image", tooltip="The photo. Of a batch, the first image."),
+                RegionsSocket.Input("regions", tooltip="What moves and how, from Motion Region."),
+                MotionModelSocket.Input("motion_model", tooltip="The one that Apply Motion Model gets."),
+                length_input(),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent", tooltip="An empty latent per frame, of the clip's size."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        vae: io.Vae.Type,
+        image: Tensor,
+        regions: Regions,
+        motion_model: HostedMotionModel,
+        length: int,
+    ) -> io.NodeOutput:
+        conditioned = first_frame_conditioning(positive, negative, vae, image, regions, motion_model, length)
+        return io.NodeOutput(*conditioned)
+
+
+class FlowMagnitude(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FollowClick_FlowMagnitude",
+            display_name="Flow Magnitude",
+            category="FollowClick/how",
+            description=(
+                "Sets how strongly the clip moves, instead of what its regions say. Use it on both conditionings."
+            ),
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="From First Frame."),
+                magnitude_input(),
+                io.String.Input(
+                    "curve",
+                    default="",
+                    optional=True,
+                    tooltip="Magnitudes spread over the clip, separated by commas (0, 8, 2); replaces the number.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning")],
+        )
+
+    @classmethod
+    def execute(cls, conditioning: io.Conditioning.Type, motion_magnitude: float, curve: str = "") -> io.NodeOutput:
+        points = magnitude_points(motion_magnitude, curve)
+        return io.NodeOutput(with_motion(conditioning, magnitude=points))

@@ -1,0 +1,180 @@
+"""ComfyUI in this process, the pack in ComfyUI, and small random models instead of trained ones.
+
+Random weights test more than trained ones here: no branch of the network is near zero, so nothing that is left out or
+counted twice goes unseen.
+"""
+
+import asyncio
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PACK = Path(__file__).parents[3]
+COMFYUI = Path(os.environ["COMFYUI_PATH"])
+
+sys.path.insert(0, str(COMFYUI))
+from comfy.cli_args import args  # noqa: E402
+
+args.cpu = True
+import torch  # noqa: E402
+
+import nodes  # noqa: E402
+
+torch.set_num_threads(1)  # tiny models only lose time to more
+
+OWN_MODULES_BEFORE = {name for name in ("cv2", "segment_anything") if name in sys.modules}
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The loaded pack: its nodes by name, and its modules as the host has them."""
+
+    loaded: bool
+    imported: set[str]
+
+    def module(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{PACK}.{name}".replace(".py", ""))
+
+    def node(self, name: str) -> type:
+        return nodes.NODE_CLASS_MAPPINGS[f"FollowClick_{name}"]
+
+    def run(self, name: str, /, **inputs: object) -> tuple:
+        return self.node(name).EXECUTE_NORMALIZED(**inputs).result
+
+    def regions(self, demo, mask, prompt="run", magnitude=6.0, **more) -> tuple:
+        inputs = {"mask": mask, "clip": demo.clip, "motion_prompt": prompt, "motion_magnitude": magnitude}
+        return self.run("MotionRegion", **inputs, **more)[0]
+
+    def first_frame(self, demo, picture, regions, length=4, **other) -> tuple:
+        inputs = {
+            "positive": self.text(demo, "run"),
+            "negative": self.text(demo, ""),
+            "vae": demo.vae,
+            "image": picture,
+            "regions": regions,
+            "motion_model": demo.motion_model,
+            "length": length,
+        }
+        return self.run("FirstFrame", **inputs | other)
+
+    def text(self, demo, prompt: str) -> list:
+        return nodes.CLIPTextEncode().encode(demo.clip, prompt)[0]
+
+    def sample(self, model, positive, negative, latent, steps=2, cfg=5.0, seed=0) -> torch.Tensor:
+        """What KSampler gives."""
+        result = nodes.KSampler().sample(model, seed, steps, cfg, "euler", "simple", positive, negative, latent)
+        return result[0]["samples"]
+
+    def sample_graph(self, graph: "Graph", **other) -> torch.Tensor:
+        return self.sample(
+            other.pop("model", graph.model),
+            other.pop("positive", graph.positive),
+            other.pop("negative", graph.negative),
+            other.pop("latent", graph.latent),
+            **other,
+        )
+
+
+@pytest.fixture(scope="session")
+def pack() -> Pack:
+    loaded = asyncio.run(nodes.load_custom_node(str(PACK)))
+    return Pack(loaded, {name for name in ("cv2", "segment_anything") if name in sys.modules} - OWN_MODULES_BEFORE)
+
+
+@pytest.fixture(scope="session")
+def weights(pack, tmp_path_factory) -> Path:
+    """A folder with random weights of the nano preset, used wherever the pack's own are loaded."""
+    folder = tmp_path_factory.mktemp("weights")
+    write_random_weights(pack, folder)
+    pack.module("followclick_core.models.bundle").WEIGHTS_DIR = folder
+    return folder
+
+
+def write_random_weights(pack: Pack, folder: Path) -> None:
+    module = lambda name: pack.module(f"followclick_core.{name}")  # noqa: E731
+    preset, notes = module("presets").get_preset("nano"), {"preset": "nano"}
+    torch.manual_seed(0)
+    module("models.unet").save_unet(
+        folder / "unet.safetensors", randomised(module("models.unet").UNet(preset.unet)), notes
+    )
+    motion = randomised(module("models.motion_model").MotionModel(preset.motion))
+    module("models.motion_model").save_motion_model(folder / "motion.safetensors", motion, notes)
+    autoencoder = randomised(module("models.autoencoder").Autoencoder())
+    module("models.autoencoder").save_autoencoder(folder / "autoencoder.safetensors", autoencoder, notes)
+    text = module("models.text_encoder")
+    known = text.tokenize(["run", "jump", "spin left"]).unique()
+    text.save_text_encoder(folder / "text_encoder.safetensors", randomised(text.TextEncoder(preset.text)), known, notes)
+    small_sam = module("segment.small_sam")
+    params = small_sam.SmallSamParams(image_size=128, embed_dim=64, mlp_dim=64)
+    small_sam.save_small_sam(folder / "segmenter.safetensors", small_sam.build_small_sam(params), params)
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.5 / parameter[0].numel() ** 0.5)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def inference_mode():
+    """Nodes run in it."""
+    with torch.inference_mode():
+        yield
+
+
+@dataclass(frozen=True)
+class Demo:
+    model: object
+    clip: object
+    vae: object
+    motion_model: object
+    segmenter: object
+
+
+@pytest.fixture(scope="session")
+def demo(pack, weights) -> Demo:
+    with torch.inference_mode():
+        return Demo(*pack.run("LoadDemoModel"))
+
+
+@pytest.fixture(scope="session")
+def picture() -> torch.Tensor:
+    """An IMAGE of one picture, 96 x 128."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.rand(1, 3, 12, 16, generator=generator)
+    return torch.nn.functional.interpolate(coarse, (96, 128), mode="bicubic").clamp(0, 1).movedim(1, -1)
+
+
+@pytest.fixture(scope="session")
+def square() -> torch.Tensor:
+    """A MASK for `picture`: a square left of the middle."""
+    mask = torch.zeros(1, 96, 128)
+    mask[:, 30:70, 20:60] = 1
+    return mask
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a graph has at the sampler's inputs."""
+
+    model: object
+    positive: list
+    negative: list
+    latent: dict
+
+
+@pytest.fixture(scope="session")
+def graph(pack, demo, picture, square) -> Graph:
+    """The graph of click_to_animate up to the sampler, with a drawn mask."""
+    with torch.inference_mode():
+        positive, negative, latent = pack.first_frame(demo, picture, pack.regions(demo, square))
+        model = pack.run("ApplyMotionModel", model=demo.model, motion_model=demo.motion_model)[0]
+    return Graph(model, positive, negative, latent)
