@@ -139,13 +139,14 @@ def read_animation(path: Path) -> Frames8:
 def read_video(path: Path) -> Frames8:
     """The first video stream of anything that PyAV decodes."""
     import av
+    from av.error import FFmpegError
 
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ValueError(f"{path} holds no pictures; give a WebP, GIF or MP4 clip or a folder of PNG frames.")
             return _stack((frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)), path)
-    except (av.error.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         raise ValueError(f"{path} cannot be decoded ({error.strerror}); give a WebP, GIF or MP4 clip.") from error
 
 
