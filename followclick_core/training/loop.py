@@ -1,12 +1,13 @@
-"""The one training loop: every stage gives it modules and a loss, it gives back averaged weights.
+"""The one training loop: every stage gives it modules, batches and a loss, it gives back averaged weights.
 
-Rerunning the same command resumes from the newest checkpoint; all randomness is derived from the step, so a resumed run sees the
-data that an uninterrupted one would have seen.
+Rerunning the same command resumes from the newest checkpoint; all randomness is derived from the step, so a resumed run
+sees the data that an uninterrupted one would have seen.
 """
 
+import math
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from .ema import EMA
 from .run_dir import RunDir
+from .train_step import TrainStep
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class LoopParams:
     Args:
         steps: Steps of the whole stage, over all commands that continue it.
         warmup: Steps of linear rise of the learning rate.
-        decay_from: Share of the steps after which the rate falls linearly to zero.
+        decay_from: Share of the stage after which the rate falls linearly to zero.
     """
 
     steps: int
@@ -37,72 +39,87 @@ class LoopParams:
     checkpoint_seconds: float = 120.0
 
 
+@runtime_checkable
 class Stage(Protocol):
     """One part of the training: what is learned, and from what."""
 
     name: str
     module: nn.Module  # holds every parameter that is trained
+    # Whether `loss` is a fixed sequence of kernels on tensors of fixed shapes, which a GPU can then replay as one graph.
+    replayable: bool
 
     def prepare(self, step: int) -> None:
         """Called once, before the first step of this command."""
         ...
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one step, and figures to log."""
+    def batch(self, step: int) -> Any:
+        """What `loss` needs, all randomness included; a dictionary of tensors if the stage is replayable."""
+        ...
+
+    def prefetch(self, step: int) -> None:
+        """Begin work for the batch of a coming step; called while the GPU is busy with the one before."""
+        ...
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and figures to log."""
         ...
 
 
-def run_stage(
-    stage: Stage, params: LoopParams, run: RunDir, device: torch.device, max_seconds: float | None = None
-) -> bool:
-    """Train a stage to its last step, or until `max_seconds` have passed; then `stage.module` holds the averaged weights.
+@dataclass(frozen=True)
+class Limits:
+    """When to stop.
+
+    Args:
+        max_seconds: End this command then; the next one goes on.
+        time_budget: Seconds for the whole stage over all commands. The learning rate then falls with the time used, so
+            that a machine of unknown speed still ends on a finished schedule.
+    """
+
+    max_seconds: float = math.inf
+    time_budget: float = math.inf
+
+
+def run_stage(stage: Stage, params: LoopParams, run: RunDir, device: torch.device, limits: Limits) -> bool:
+    """Train a stage to its end or to a limit; then `stage.module` holds the averaged weights.
 
     Returns:
         Whether the stage is finished.
     """
-    module = stage.module.train()
-    optimizer = torch.optim.AdamW(
-        [p for p in module.parameters() if p.requires_grad],
-        lr=params.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=params.weight_decay,
-        fused=device.type == "cuda",
-    )
-    ema = EMA(module, params.ema_decay)
-    step = _resume(run, stage, optimizer, ema, device)
-    started = saved = time.monotonic()
-    if step < params.steps:
+    stage.module.train()
+    trainer = TrainStep(stage, params.learning_rate, params.weight_decay, params.clip_norm, device)
+    ema = EMA(stage.module, params.ema_decay)
+    step, elapsed_before = _resume(run, stage, trainer, ema, device)
+    elapsed, started = elapsed_before, time.monotonic()
+    saved = started
+    if step < params.steps and elapsed < limits.time_budget:
         stage.prepare(step)
-    sums: dict[str, Tensor] = {}
+    log = _Log(run, stage.name, params.log_every, started)
     with tqdm(total=params.steps, initial=step, desc=stage.name, mininterval=5.0) as bar:
-        while step < params.steps:
-            logs = _step(stage, params, optimizer, ema, step, device)
+        while (progress := max(step / params.steps, elapsed / limits.time_budget)) < 1:
+            trainer.set_learning_rate(learning_rate(params, step, progress))
+            figures = trainer(stage.batch(step))
+            ema.update(stage.module, step)
             step += 1
+            stage.prefetch(step)
             bar.update()
-            for key, value in logs.items():
-                sums[key] = sums.get(key, 0) + value.detach()
-            if step % params.log_every == 0:
-                record = {key: round((value / params.log_every).item(), 5) for key, value in sums.items()}
-                sums = {}
-                run.log(stage.name, {"step": step, "seconds": round(time.monotonic() - started, 1), **record})
-                bar.set_postfix(record, refresh=False)
+            log.add(step, figures, bar)
             now = time.monotonic()
-            if max_seconds is not None and now - started > max_seconds:
+            elapsed = elapsed_before + now - started
+            if now - started > limits.max_seconds:
                 break
             if now - saved > params.checkpoint_seconds:
-                _save(run, stage, optimizer, ema, step)
+                _save(run, stage, trainer, ema, step, elapsed)
                 saved = now
-    _save(run, stage, optimizer, ema, step)
-    ema.copy_to(module)
-    module.eval()
-    return step >= params.steps
+    _save(run, stage, trainer, ema, step, elapsed)
+    ema.copy_to(stage.module)
+    stage.module.eval()
+    return step >= params.steps or elapsed >= limits.time_budget
 
 
-def learning_rate(params: LoopParams, step: int) -> float:
-    """Linear warm-up, then constant, then a linear fall to zero."""
-    decay_start = params.decay_from * params.steps
-    fall = (params.steps - step) / max(1.0, params.steps - decay_start)
-    return params.learning_rate * min(1.0, (step + 1) / params.warmup, fall)
+def learning_rate(params: LoopParams, step: int, progress: float) -> float:
+    """Linear rise over the first steps, then constant, then from `decay_from` of the progress on a linear fall to zero."""
+    fall = (1 - progress) / (1 - params.decay_from)
+    return params.learning_rate * max(0.0, min(1.0, (step + 1) / params.warmup, fall))
 
 
 def step_generator(device: torch.device, step: int, salt: int = 0) -> torch.Generator:
@@ -110,36 +127,43 @@ def step_generator(device: torch.device, step: int, salt: int = 0) -> torch.Gene
     return torch.Generator(device).manual_seed(step * 1009 + salt)
 
 
-def _step(
-    stage: Stage, params: LoopParams, optimizer: torch.optim.Optimizer, ema: EMA, step: int, device: torch.device
-) -> dict[str, Tensor]:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(params, step)
-    with torch.autocast(device.type, torch.bfloat16):
-        loss, logs = stage.loss(step)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(stage.module.parameters(), params.clip_norm)
-    optimizer.step()
-    ema.update(stage.module, step)
-    return {"loss": loss.detach(), "grad_norm": norm, **logs}
+class _Log:
+    """Means of the figures over each interval, into the run's log and the progress bar."""
+
+    def __init__(self, run: RunDir, stage: str, every: int, started: float):
+        self._run, self._stage, self._every, self._started = run, stage, every, started
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, step: int, figures: dict[str, Tensor], bar: tqdm) -> None:
+        for key, value in figures.items():
+            self._sums[key] = self._sums.get(key, 0) + value.detach()
+        if step % self._every == 0:
+            record = {key: round((value / self._every).item(), 5) for key, value in self._sums.items()}
+            self._sums = {}
+            seconds = round(time.monotonic() - self._started, 1)
+            self._run.log(self._stage, {"step": step, "seconds": seconds, **record})
+            bar.set_postfix(record, refresh=False)
 
 
-def _save(run: RunDir, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMA, step: int) -> None:
+def _save(run: RunDir, stage: Stage, trainer: TrainStep, ema: EMA, step: int, elapsed: float) -> None:
     state = {
         "step": step,
+        "elapsed": elapsed,
         "module": stage.module.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
         "ema": ema.state_dict(),
     }
     run.save_checkpoint(stage.name, state)
 
 
-def _resume(run: RunDir, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMA, device: torch.device) -> int:
+def _resume(
+    run: RunDir, stage: Stage, trainer: TrainStep, ema: EMA, device: torch.device
+) -> tuple[int, float]:
+    """Steps and seconds done so far."""
     state = run.load_checkpoint(stage.name, device)
     if state is None:
-        return 0
+        return 0, 0.0
     stage.module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
     ema.load_state_dict(state["ema"])
-    return state["step"]
+    return state["step"], state["elapsed"]

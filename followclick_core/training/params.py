@@ -11,6 +11,7 @@ class AutoencoderParams:
 
     loop: LoopParams
     batch_size: int
+    chunk_size: int  # new pictures per step
     latent_noise: float = 0.05
     gradient_weight: float = 0.5
     statistics_weight: float = 0.05
@@ -62,12 +63,12 @@ class TrainParams:
 
 TRAINING = {
     "demo": TrainParams(
-        autoencoder=AutoencoderParams(LoopParams(steps=4000, learning_rate=1.5e-3), batch_size=32),
-        spatial=SpatialParams(LoopParams(steps=1500, learning_rate=8e-4), batch_size=256, chunk_size=64),
+        autoencoder=AutoencoderParams(LoopParams(steps=4000, learning_rate=1.5e-3), batch_size=32, chunk_size=16),
+        spatial=SpatialParams(LoopParams(steps=1500, learning_rate=8e-4), batch_size=256, chunk_size=32),
         motion=MotionTrainParams(LoopParams(steps=9000, learning_rate=8e-4), batch_size=32, chunk_size=8),
     ),
     "nano": TrainParams(
-        autoencoder=AutoencoderParams(LoopParams(steps=4000, learning_rate=1.5e-3), batch_size=8),
+        autoencoder=AutoencoderParams(LoopParams(steps=4000, learning_rate=1.5e-3), batch_size=8, chunk_size=4),
         spatial=SpatialParams(LoopParams(steps=2000, learning_rate=1e-3), batch_size=32, chunk_size=8),
         motion=MotionTrainParams(
             LoopParams(steps=12000, learning_rate=1e-3), batch_size=8, chunk_size=2, image_batch=8

@@ -1,5 +1,6 @@
 """`python -m followclick_core train`: the stages in order, into one run folder, resumable at any moment."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from ..models.motion_module import TemporalTransformerBlock
 from ..models.text_encoder import save_text_encoder
 from ..models.unet import save_unet
 from ..presets import Preset, get_preset
-from .loop import LoopParams, run_stage
+from .loop import Limits, LoopParams, Stage, run_stage
 from .params import TRAINING, TrainParams
 from .run_dir import RunDir
 from .stages import AutoencoderStage, Generative, MotionStage, SpatialStage
@@ -32,6 +33,7 @@ def train(
     stages: Sequence[str] = STAGES,
     steps: int | None = None,
     max_seconds: float | None = None,
+    time_budget: float | None = None,
     device: str | None = None,
     compile_blocks: bool = False,
 ) -> bool:
@@ -42,6 +44,7 @@ def train(
         stages: Which of STAGES to run, in their order; each needs the results of those before it.
         steps: Steps of each stage, instead of the preset's.
         max_seconds: Stop all training after this long; checkpoints allow to go on.
+        time_budget: Seconds for each stage, over all commands that continue it; ends a stage before its last step.
         compile_blocks: torch.compile the blocks: a minute of warm-up, then about half as fast again on a GPU.
 
     Returns:
@@ -53,14 +56,15 @@ def train(
     unknown = set(stages) - set(STAGES)
     if unknown:
         raise ValueError(f"There is no training stage {', '.join(sorted(unknown))}; choose from {', '.join(STAGES)}.")
-    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
     trainer = Trainer(preset, TRAINING[preset_name], Path(art), RunDir(run_dir), _device(device), compile_blocks)
-    deadline = None if max_seconds is None else time.monotonic() + max_seconds
+    deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
     for stage in (name for name in STAGES if name in stages):
-        remaining = None if deadline is None else deadline - time.monotonic()
-        if remaining is not None and remaining < 5:
+        remaining = deadline - time.monotonic()
+        if remaining < 5:
             return False
-        if not trainer.run(stage, steps, remaining):
+        limits = Limits(remaining, math.inf if time_budget is None else time_budget)
+        if not trainer.run(stage, steps, limits):
             return False
     return True
 
@@ -77,50 +81,50 @@ class Trainer:
         self.scenes = SceneGenerator(self.art, SceneParams(size=preset.size), device, split="train")
         run.save_config({"preset": asdict(preset), "training": asdict(params), "torch": torch.__version__})
 
-    def run(self, stage: str, steps: int | None, max_seconds: float | None) -> bool:
+    def run(self, stage: str, steps: int | None, limits: Limits) -> bool:
         """Train one stage and write its weights."""
-        methods: dict[str, Callable[[int | None, float | None], bool]] = {
+        methods: dict[str, Callable[[int | None, Limits], bool]] = {
             "autoencoder": self._autoencoder,
             "segmenter": self._segmenter,
             "spatial": self._spatial,
             "motion": self._motion,
         }
-        return methods[stage](steps, max_seconds)
+        return methods[stage](steps, limits)
 
-    def _autoencoder(self, steps: int | None, max_seconds: float | None) -> bool:
+    def _autoencoder(self, steps: int | None, limits: Limits) -> bool:
         model = Autoencoder().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._compile(model, Block)
         stage = AutoencoderStage(model, self.params.autoencoder, self.scenes)
-        done = self._loop(stage, self.params.autoencoder.loop, steps, max_seconds)
+        done = self._loop(stage, self.params.autoencoder.loop, steps, limits)
         save_autoencoder(self.run_dir.weights / "autoencoder.safetensors", model, self._notes())
         return done
 
-    def _segmenter(self, steps: int | None, max_seconds: float | None) -> bool:
+    def _segmenter(self, steps: int | None, limits: Limits) -> bool:
         from .segmenter import SegmenterTrainParams, train_segmenter
 
         params = SegmenterTrainParams() if steps is None else SegmenterTrainParams(steps=steps)
         out = self.run_dir.weights / "segmenter.safetensors"
-        return train_segmenter(self.scenes, out, params, self.device, self.run_dir.path / "segmenter", max_seconds)
+        return train_segmenter(self.scenes, out, params, self.device, self.run_dir, limits)
 
-    def _spatial(self, steps: int | None, max_seconds: float | None) -> bool:
+    def _spatial(self, steps: int | None, limits: Limits) -> bool:
         model = self._generative()
         stage = SpatialStage(model, self._frozen_autoencoder(), self.params.spatial, self.preset, self.scenes)
-        done = self._loop(stage, self.params.spatial.loop, steps, max_seconds)
+        done = self._loop(stage, self.params.spatial.loop, steps, limits)
         self._save_generative(model)
         return done
 
-    def _motion(self, steps: int | None, max_seconds: float | None) -> bool:
+    def _motion(self, steps: int | None, limits: Limits) -> bool:
         model = self._generative()
         started_from = self.run_dir.load_checkpoint("spatial", self.device)
         if started_from is not None:
             model.load_state_dict(started_from["module"])
         stage = MotionStage(model, self._frozen_autoencoder(), self.params.motion, self.preset, self.scenes)
-        done = self._loop(stage, self.params.motion.loop, steps, max_seconds)
+        done = self._loop(stage, self.params.motion.loop, steps, limits)
         self._save_generative(model)
         return done
 
-    def _loop(self, stage, params: LoopParams, steps: int | None, max_seconds: float | None) -> bool:
-        return run_stage(stage, replace(params, steps=steps or params.steps), self.run_dir, self.device, max_seconds)
+    def _loop(self, stage: Stage, params: LoopParams, steps: int | None, limits: Limits) -> bool:
+        return run_stage(stage, replace(params, steps=steps or params.steps), self.run_dir, self.device, limits)
 
     def _generative(self) -> Generative:
         torch.manual_seed(0)

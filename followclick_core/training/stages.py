@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..conditioning import first_frame_condition, mask_first_frame, resize_mask
 from ..data.scenes import SceneBatch, SceneGenerator
 from ..diffusion.schedule import NoiseSchedule
+from ..generate import LATENT_SCALE
 from ..models.attach import MotionConditioning, attach
 from ..models.autoencoder import Autoencoder
 from ..models.motion_model import MotionModel
@@ -31,42 +32,50 @@ class Generative(nn.Module):
         self.text = TextEncoder(preset.text)
         self.register_buffer("seen", torch.zeros(VOCABULARY, dtype=torch.bool))
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        self.seen[tokens.flatten()] = True
-        return self.text(tokens)
+    def mark_seen(self, tokens: Tensor) -> None:
+        self.seen.index_fill_(0, tokens.flatten(), True)
 
 
 class AutoencoderStage:
     """Reconstruction of still scenes, with latents of unit scale."""
 
     name = "autoencoder"
+    replayable = True
 
     def __init__(self, model: Autoencoder, params: AutoencoderParams, scenes: SceneGenerator):
         self.module = model
         self.params = params
         self.scenes = scenes
+        self.pool = SamplePool(self._make_chunk, slots=16, device=scenes.device)
+        self.prepare, self.prefetch = self.pool.refill, self.pool.advance
 
-    def prepare(self, step: int) -> None:
-        pass
+    def batch(self, step: int) -> Chunk:
+        pixels = self.pool.draw(self.params.batch_size, step)["pixels"].float()
+        size = (len(pixels), 4, pixels.shape[2] // LATENT_SCALE, pixels.shape[3] // LATENT_SCALE)
+        noise = torch.randn(size, device=pixels.device, generator=step_generator(pixels.device, step))
+        return {"pixels": pixels.contiguous(memory_format=torch.channels_last), "noise": noise}
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels = self.scenes.sample_stills(self.params.batch_size, seed=step).frames[:, :, 0]
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    def loss(self, batch: Chunk) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = batch["pixels"]
         latents = self.module.encode(pixels)
-        noise = torch.randn(latents.shape, device=pixels.device, generator=step_generator(pixels.device, step))
-        decoded = self.module.decode(latents + self.params.latent_noise * noise).float()
+        decoded = self.module.decode(latents + self.params.latent_noise * batch["noise"]).float()
         error = decoded - pixels
         mean_square = error.square().mean()
         statistics = latent_statistics_loss(latents.float())
         loss = error.abs().mean() + mean_square + self.params.gradient_weight * gradient_loss(error)
         psnr = -10 * mean_square.detach().log10()
-        return loss + self.params.statistics_weight * statistics, {"psnr": psnr, "statistics": statistics}
+        return loss + self.params.statistics_weight * statistics, {"psnr": psnr, "statistics": statistics.detach()}
+
+    @torch.no_grad()
+    def _make_chunk(self, seed: int) -> Chunk:
+        return {"pixels": self.scenes.sample_stills(self.params.chunk_size, seed=seed).frames[:, :, 0].bfloat16()}
 
 
 class SpatialStage:
     """Text-to-image by v-prediction on still scenes."""
 
     name = "spatial"
+    replayable = True
 
     def __init__(
         self, model: Generative, autoencoder: Autoencoder, params: SpatialParams, preset: Preset, scenes: SceneGenerator
@@ -76,17 +85,18 @@ class SpatialStage:
         self.autoencoder = autoencoder
         self.scenes = scenes
         self.schedule = NoiseSchedule(preset.motion.schedule).to(scenes.device)
-        self.pool = SamplePool(self._make_chunk, slots=16)
+        self.pool = SamplePool(self._make_chunk, slots=16, device=scenes.device)
+        self.prepare, self.prefetch = self.pool.refill, self.pool.advance
 
-    def prepare(self, step: int) -> None:
-        self.pool.refill(step)
+    def batch(self, step: int) -> Chunk:
+        drawn = self.pool.draw(self.params.batch_size, step)
+        generator = step_generator(self.scenes.device, step, salt=1)
+        tokens = drop_text(drawn["tokens"], self.params.text_dropout, self.params.word_dropout, generator)
+        self.module.mark_seen(tokens)
+        return {"tokens": tokens, **diffuse(drawn["latents"].float()[:, :, None], self.schedule, generator)}
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        self.pool.advance(step)
-        batch = self.pool.draw(self.params.batch_size, step)
-        generator = step_generator(batch["tokens"].device, step, salt=1)
-        tokens = drop_text(batch["tokens"], self.params.text_dropout, self.params.word_dropout, generator)
-        return image_loss(self.module, self.schedule, batch["latents"].float(), tokens, generator), {}
+    def loss(self, batch: Chunk) -> tuple[Tensor, dict[str, Tensor]]:
+        return image_loss(self.module, batch), {}
 
     @torch.no_grad()
     def _make_chunk(self, seed: int) -> Chunk:
@@ -96,9 +106,13 @@ class SpatialStage:
 
 
 class MotionStage:
-    """Region animation: first-frame condition, motion prompt, magnitude; v-prediction on whole clips."""
+    """Region animation: first-frame condition, motion prompt, magnitude; v-prediction on whole clips.
+
+    A few single frames under their captions go along, so that the UNet stays a text-to-image model.
+    """
 
     name = "motion"
+    replayable = True
 
     def __init__(
         self,
@@ -115,54 +129,60 @@ class MotionStage:
         self.scenes = scenes
         self.schedule = NoiseSchedule(preset.motion.schedule).to(scenes.device)
         self.attachment = attach(model.unet, model.motion)
-        self.pool = SamplePool(self._make_chunk, params.pool_chunks)
+        self.pool = SamplePool(self._make_chunk, params.pool_chunks, scenes.device)
+        self.prepare, self.prefetch = self.pool.refill, self.pool.advance
 
-    def prepare(self, step: int) -> None:
-        self.pool.refill(step)
-
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        self.pool.advance(step)
-        batch = self.pool.draw(self.params.batch_size, step)
-        generator = step_generator(batch["tokens"].device, step, salt=2)
-        clip_loss, logs = self._clip_loss(batch, generator)
-        frames = batch["latents"].float()[: self.params.image_batch]
-        index = torch.randint(frames.shape[2], (1,), device=frames.device, generator=generator)
+    def batch(self, step: int) -> Chunk:
+        params, device = self.params, self.scenes.device
+        generator = step_generator(device, step, salt=2)
+        drawn = self.pool.draw(params.batch_size, step)
+        latents = drawn["latents"].float()
+        clip = diffuse(latents, self.schedule, generator)
+        frame = torch.randint(latents.shape[2], (1,), device=device, generator=generator)
+        still = diffuse(latents[: params.image_batch].index_select(2, frame), self.schedule, generator)
+        tokens = drop_text(drawn["tokens"], params.text_dropout, params.word_dropout, generator)
         captions = drop_text(
-            batch["captions"][: self.params.image_batch], self.params.text_dropout, self.params.word_dropout, generator
+            drawn["captions"][: params.image_batch], params.text_dropout, params.word_dropout, generator
         )
-        still_loss = image_loss(self.module, self.schedule, frames.index_select(2, index)[:, :, 0], captions, generator)
-        logs |= {"clip": clip_loss.detach(), "image": still_loss.detach()}
-        return clip_loss + self.params.image_weight * still_loss, logs
+        self.module.mark_seen(tokens)
+        self.module.mark_seen(captions)
+        return {
+            "tokens": tokens,
+            "magnitude": drawn["magnitude"],
+            "swept": drawn["swept"].float(),
+            "first_frame": self._condition(latents[:, :, 0], drawn["mask"].float(), generator),
+            **clip,
+            "still_tokens": captions,
+            **{f"still_{key}": value for key, value in still.items()},
+        }
 
-    def _clip_loss(self, batch: Chunk, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x_0 = batch["latents"].float()
-        num_frames, device = x_0.shape[2], x_0.device
-        t = torch.randint(self.schedule.params.num_train_timesteps, (len(x_0),), device=device, generator=generator)
-        noise = torch.randn(x_0.shape, device=device, generator=generator)
-        context = self.module.embed(
-            drop_text(batch["tokens"], self.params.text_dropout, self.params.word_dropout, generator)
-        )
-        conditioning = MotionConditioning(num_frames, context, batch["magnitude"], self._condition(batch, generator))
+    def loss(self, batch: Chunk) -> tuple[Tensor, dict[str, Tensor]]:
+        clip_loss, figures = self._clip_loss(batch)
+        still_loss = image_loss(self.module, {key[6:]: value for key, value in batch.items() if key[:6] == "still_"})
+        figures |= {"clip": clip_loss.detach(), "image": still_loss.detach()}
+        return clip_loss + self.params.image_weight * still_loss, figures
+
+    def _clip_loss(self, batch: Chunk) -> tuple[Tensor, dict[str, Tensor]]:
+        num_frames = batch["x_t"].shape[2]
+        context = self.module.text(batch["tokens"])
+        conditioning = MotionConditioning(num_frames, context, batch["magnitude"], batch["first_frame"])
         with self.attachment.conditioned(conditioning):
             v = self.module.unet(
-                fold_frames(self.schedule.add_noise(x_0, noise, t)),
-                t.repeat_interleave(num_frames),
+                fold_frames(batch["x_t"]),
+                batch["t"].repeat_interleave(num_frames),
                 context.repeat_interleave(num_frames, dim=0),
             )
-        error = (v.float() - fold_frames(self.schedule.velocity(x_0, noise, t))).square().mean(dim=1)
-        swept = batch["swept"].float().repeat_interleave(num_frames, dim=0)[:, 0]
+        error = (v.float() - fold_frames(batch["v"])).square().mean(dim=1)
+        swept = batch["swept"].repeat_interleave(num_frames, dim=0)[:, 0]
         weight = 1 + self.params.region_weight * swept
-        logs = {
-            "inside": (error * swept).sum().detach() / swept.sum(),
-            "outside": (error * (1 - swept)).mean().detach(),
-        }
-        return (error * weight).sum() / weight.sum(), logs
+        inside = (error * swept).sum() / swept.sum()
+        outside = (error * (1 - swept)).sum() / (1 - swept).sum()
+        return (error * weight).sum() / weight.sum(), {"inside": inside.detach(), "outside": outside.detach()}
 
-    def _condition(self, batch: Chunk, generator: torch.Generator) -> Tensor:
-        first = batch["latents"][:, :, 0].float()
+    def _condition(self, first: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
         masked = torch.rand(len(first), device=first.device, generator=generator) < self.params.masked_share
         first = mask_first_frame(first, masked.float() * self.params.mask_ratio, generator)
-        return first_frame_condition(first, batch["mask"].float(), batch["latents"].shape[2], self.preset.motion.layout)
+        return first_frame_condition(first, mask, self.preset.motion.trained_frames, self.preset.motion.layout)
 
     @torch.no_grad()
     def _make_chunk(self, seed: int) -> Chunk:
@@ -180,15 +200,17 @@ class MotionStage:
         }
 
 
-def image_loss(
-    model: Generative, schedule: NoiseSchedule, x_0: Tensor, tokens: Tensor, generator: torch.Generator
-) -> Tensor:
-    """v-prediction loss of single frames, b c h w, under their captions; no motion model takes part."""
-    x_0 = x_0[:, :, None]
+def diffuse(x_0: Tensor, schedule: NoiseSchedule, generator: torch.Generator) -> Chunk:
+    """Noisy latents x_t at random timesteps t, and the velocity v that the model is to predict."""
     t = torch.randint(schedule.params.num_train_timesteps, (len(x_0),), device=x_0.device, generator=generator)
     noise = torch.randn(x_0.shape, device=x_0.device, generator=generator)
-    v = model.unet(fold_frames(schedule.add_noise(x_0, noise, t)), t, model.embed(tokens))
-    return F.mse_loss(v.float(), fold_frames(schedule.velocity(x_0, noise, t)))
+    return {"x_t": schedule.add_noise(x_0, noise, t), "t": t, "v": schedule.velocity(x_0, noise, t)}
+
+
+def image_loss(model: Generative, batch: Chunk) -> Tensor:
+    """v-prediction loss of single frames under their captions; no motion model takes part."""
+    v = model.unet(fold_frames(batch["x_t"]), batch["t"], model.text(batch["tokens"]))
+    return F.mse_loss(v.float(), fold_frames(batch["v"]))
 
 
 @torch.no_grad()

@@ -1,0 +1,313 @@
+"""The whole method behind one object: a photo, clicks, a motion prompt and a magnitude in; a clip out."""
+
+import hashlib
+import importlib.metadata
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image as PillowImage
+from torch import Tensor
+
+from .clip import Clip
+from .diffusion.samplers import Callback
+from .flow.magnitude import measure_motion
+from .generate import LATENT_SCALE, SamplingParams, decode_clip, generate_latents
+from .images import to_rgb_uint8
+from .models.bundle import ModelBundle, load_bundle, weights_path
+from .segment import ImageEmbedding, MaskCandidates, Segmenter, clicks_from_pixels, load_segmenter
+from .shapes import Frames8, Image, Mask, Video
+
+DEMO = "demo"
+MAX_MAGNITUDE = 64.0
+MAX_FRAMES = 128
+# A longer side ratio would leave fewer latents across than the model's lowest level needs.
+MAX_ASPECT = 6.0
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total); what it raises ends the run
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The size at which a photo is animated: the model's pixel count at the photo's aspect ratio, then padded.
+
+    Args:
+        width, height: The clip's size.
+        padded_width, padded_height: Multiples of what the UNet needs; the padding repeats the border and is cut off again.
+    """
+
+    width: int
+    height: int
+    padded_width: int
+    padded_height: int
+
+    @staticmethod
+    def fit(image_size: tuple[int, int], model_size: int, multiple: int) -> "Canvas":
+        """The canvas of a photo (width, height) for a model trained at model_size² pixels.
+
+        Raises:
+            ValueError: one side is over MAX_ASPECT times the other.
+        """
+        width, height = image_size
+        if max(width / height, height / width) > MAX_ASPECT:
+            raise ValueError(
+                f"The image is {width}x{height}; a side may be at most {MAX_ASPECT:g} times the other: crop it first."
+            )
+        scale = model_size / math.sqrt(width * height)
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        return Canvas(width, height, -(-width // multiple) * multiple, -(-height // multiple) * multiple)
+
+    def place(self, image: Image) -> Tensor:
+        """The image as the model reads it: float 0..1, 1 3 h w, padded."""
+        resized = PillowImage.fromarray(image).resize((self.width, self.height), PillowImage.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].float() / 255
+        return self._pad(pixels)
+
+    def place_mask(self, mask: Mask) -> Tensor:
+        """The mask as the model reads it: share of each pixel that moves, 1 1 h w, padded."""
+        resized = PillowImage.fromarray(mask.astype(np.uint8) * 255).resize(
+            (self.width, self.height), PillowImage.Resampling.BOX
+        )
+        values = torch.from_numpy(np.array(resized))[None, None].float() / 255
+        return F.pad(values, (0, self.padded_width - self.width, 0, self.padded_height - self.height))
+
+    def cut(self, video: Video) -> np.ndarray:
+        """Pixels 0..1, 1 3 f h w, without the padding, as uint8 frames."""
+        frames = video[0, :, :, : self.height, : self.width]
+        return (frames.permute(1, 2, 3, 0).float() * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+    def _pad(self, pixels: Tensor) -> Tensor:
+        padding = (0, self.padded_width - self.width, 0, self.padded_height - self.height)
+        return F.pad(pixels, padding, mode="replicate")
+
+
+class Animator:
+    """Animates what is clicked.
+
+    >>> animator = Animator.load("demo")
+    >>> clip = animator.animate(photo, [(320, 200, 1)], motion="run", magnitude=6)
+    >>> clip.save("out.webp")
+    """
+
+    def __init__(self, bundle: ModelBundle, segmenter: Segmenter, name: str = DEMO):
+        self.bundle = bundle
+        self.segmenter = segmenter
+        self.name = name
+        self._embedding: tuple[bytes, ImageEmbedding] | None = None
+
+    @classmethod
+    def load(cls, name: str | Path = DEMO, device: str | torch.device | None = None) -> "Animator":
+        """Load a model.
+
+        Args:
+            name: "demo" is the best model shipped; otherwise the `weights` folder of a training run.
+            device: Default: CUDA or Apple's GPU where there is one, else the CPU.
+
+        Raises:
+            FileNotFoundError: the folder or one of its files is missing.
+            CheckpointError: a file is damaged or of another model.
+        """
+        device = torch.device(device) if device is not None else best_device()
+        folder = None if str(name) == DEMO else Path(name)
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(f"There is no model {name!s}; give {DEMO!r} or the weights folder of a training run.")
+        bundle = load_bundle(folder).to(device)
+        segmenter = load_segmenter(weights_path("segmenter", folder), device)
+        return cls(bundle, segmenter, str(name))
+
+    def segment(self, image: Image, clicks: Sequence[tuple[float, float, int]]) -> MaskCandidates:
+        """Candidate masks of the clicked object, best first; the image is embedded once and remembered.
+
+        Args:
+            image: uint8 h w 3.
+            clicks: (x, y, label) in the image's pixels; label 1 includes, 0 excludes.
+
+        Raises:
+            ValueError: no click, a click outside the image, or only excluding ones.
+        """
+        image = to_rgb_uint8(image)
+        normalised = clicks_from_pixels(clicks, (image.shape[1], image.shape[0]))
+        key = hashlib.sha256(image.tobytes() + str(image.shape).encode()).digest()
+        if self._embedding is None or self._embedding[0] != key:
+            self._embedding = (key, self.segmenter.embed(image))
+        return self.segmenter.predict(self._embedding[1], normalised)
+
+    def animate(
+        self,
+        image: Image,
+        clicks: Sequence[tuple[float, float, int]],
+        motion: str,
+        magnitude: float = 6.0,
+        num_frames: int = 16,
+        steps: int = 25,
+        guidance_scale: float = 7.5,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """Click to clip.
+
+        Args:
+            image: The photo, uint8 h w 3.
+            clicks: (x, y, label) in the image's pixels; label 1 includes, 0 excludes.
+            motion: A short motion prompt, such as "flap the wings".
+            magnitude: How strongly: mean flow in the region, pixels per frame at 512 pixels of width.
+            seed: The same seed gives the same clip.
+            progress: Told (stage, done, total); the stages are "segment", "sample", "decode" and "measure".
+
+        Raises:
+            ValueError: a value that makes no sense, said in one sentence.
+        """
+        image = to_rgb_uint8(image)
+        check_request(motion, magnitude, num_frames, steps, guidance_scale)
+        seconds: dict[str, float] = {}
+        with _stage("segment", seconds, progress):
+            mask = self.segment(image, clicks).best
+        return self.animate_mask(
+            image, mask, motion, magnitude, num_frames, steps, guidance_scale, seed, progress, seconds, clicks
+        )
+
+    def animate_mask(
+        self,
+        image: Image,
+        mask: Mask,
+        motion: str,
+        magnitude: float = 6.0,
+        num_frames: int = 16,
+        steps: int = 25,
+        guidance_scale: float = 7.5,
+        seed: int = 0,
+        progress: Progress | None = None,
+        seconds: dict[str, float] | None = None,
+        clicks: Sequence[tuple[float, float, int]] = (),
+    ) -> Clip:
+        """`animate` with the region at hand, bool h w like the image; `seconds` and `clicks` go into the report."""
+        image = to_rgb_uint8(image)
+        check_request(motion, magnitude, num_frames, steps, guidance_scale)
+        check_region(mask, image)
+        seconds = {} if seconds is None else seconds
+        canvas = self.canvas(image)
+        params = SamplingParams(num_frames, steps, guidance_scale)
+        pixels, region = canvas.place(image), canvas.place_mask(mask)
+        with _stage("sample", seconds, progress) as callback:
+            latents = generate_latents(
+                self.bundle, pixels, region, [motion.strip()], [magnitude], [seed], params, callback
+            )
+        with _stage("decode", seconds, progress) as callback:
+            frames = canvas.cut(decode_clip(self.bundle, latents, callback))
+        small_mask = (region[0, 0, : canvas.height, : canvas.width] >= 0.5).numpy()
+        if not small_mask.any():
+            small_mask = (region[0, 0, : canvas.height, : canvas.width] > 0).numpy()
+        asked = {
+            "clicks": [list(click) for click in clicks],
+            "motion": motion,
+            "magnitude": magnitude,
+            "num_frames": num_frames,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "seed": seed,
+        }
+        with _stage("measure", seconds, progress):
+            measured = self._measure(frames, small_mask)
+        report = {
+            "asked": asked,
+            "measured": measured,
+            "model": {"name": self.name, "preset": self.bundle.preset.name, "device": str(self.bundle.device)},
+            "image_size": [image.shape[1], image.shape[0]],
+            "model_size": [canvas.padded_width, canvas.padded_height],
+            "clip_size": [canvas.width, canvas.height],
+            "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
+            "versions": versions(),
+        }
+        return Clip(frames=frames, mask=small_mask, report=report)
+
+    def canvas(self, image: Image) -> Canvas:
+        """The size at which this model animates the image."""
+        multiple = LATENT_SCALE * self.bundle.unet.params.size_multiple
+        return Canvas.fit((image.shape[1], image.shape[0]), self.bundle.preset.size, multiple)
+
+    @torch.inference_mode()
+    def autoencode(self, image: Image) -> np.ndarray:
+        """The image through the autoencoder and back, at the clip's size: the best that any clip's first frame can be."""
+        canvas = self.canvas(image)
+        pixels = canvas.place(to_rgb_uint8(image)).to(self.bundle.device)
+        return canvas.cut(decode_clip(self.bundle, self.bundle.autoencoder.encode(pixels)[:, :, None]))[0]
+
+    def _measure(self, frames: Frames8, mask: Mask) -> dict:
+        """Motion inside and outside the region, by optical flow; a single frame has none."""
+        measured: dict = {"mask_area": round(float(mask.mean()), 4)}
+        if len(frames) > 1:
+            measured |= measure_motion(frames, mask).to_dict()
+        return measured
+
+
+def best_device() -> torch.device:
+    """CUDA, then Apple's Metal, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def check_request(motion: str, magnitude: float, num_frames: int, steps: int, guidance_scale: float) -> None:
+    """ValueError, in one sentence, for what cannot be animated."""
+    if not motion.strip():
+        raise ValueError('The motion prompt is empty; say what the object does, such as "run" or "flap the wings".')
+    if not math.isfinite(magnitude) or not 0 <= magnitude <= MAX_MAGNITUDE:
+        raise ValueError(
+            f"The motion magnitude is {magnitude}; give pixels per frame at 512 pixels of width, from 0 to {MAX_MAGNITUDE:g}."
+        )
+    if not 1 <= num_frames <= MAX_FRAMES:
+        raise ValueError(f"A clip has from 1 to {MAX_FRAMES} frames, not {num_frames}; 16 is what the model learned.")
+    if not 1 <= steps <= 1000:
+        raise ValueError(f"Sampling takes from 1 to 1000 steps, not {steps}; 25 is usual.")
+    if not math.isfinite(guidance_scale) or not 1 <= guidance_scale <= 100:
+        raise ValueError(f"The guidance scale is {guidance_scale}; give 1 (none) to 100, 7.5 is usual.")
+
+
+def check_region(mask: Mask, image: Image) -> None:
+    """ValueError for a mask of another size, or one in which nothing is to move."""
+    if mask.dtype != np.bool_ or mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"The mask is {mask.dtype} of {mask.shape}, the image is {image.shape[:2]}: give a bool mask of its size."
+        )
+    if not mask.any():
+        raise ValueError("The mask is empty, so nothing would move; click on the object, or draw a mask over it.")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a clip depends on."""
+    names = ("torch", "torchvision", "segment-anything", "numpy")
+    found = {"followclick": _version("followclick")}
+    return found | {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # a pack that is only copied into the host's folder
+        return "not installed"
+
+
+class _stage:
+    """Times a stage into `seconds`, and tells `progress` of its start, steps and end."""
+
+    def __init__(self, name: str, seconds: dict[str, float], progress: Progress | None):
+        self.name, self.seconds, self.progress = name, seconds, progress
+
+    def __enter__(self) -> Callback:
+        self.started = time.perf_counter()
+        self.report(0, 1)
+        return self.report
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.seconds[self.name] = time.perf_counter() - self.started
+        if error is None:
+            self.report(1, 1)
+
+    def report(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(self.name, done, total)

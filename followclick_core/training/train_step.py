@@ -1,0 +1,86 @@
+"""One optimisation step: loss, gradients, clipping, AdamW; on a GPU recorded once and then replayed as one graph.
+
+A small model on a large GPU spends its time waiting for Python to launch thousands of tiny kernels. A recorded graph
+launches them all at once.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .loop import Stage
+
+# PyTorch wants a few ordinary steps before it records (allocations, autotuning, the optimizer's state).
+STEPS_BEFORE_RECORDING = 3
+
+
+class TrainStep:
+    """Call it with a batch; it moves the stage's parameters and returns the figures to log."""
+
+    def __init__(
+        self, stage: "Stage", learning_rate: float, weight_decay: float, clip_norm: float, device: torch.device
+    ):
+        self._stage, self._clip_norm, self._device = stage, clip_norm, device
+        self._cuda = device.type == "cuda"
+        self._replays = self._cuda and stage.replayable
+        self.optimizer = torch.optim.AdamW(
+            [p for p in stage.module.parameters() if p.requires_grad],
+            # A graph reads the rate from the GPU; a number would be baked into it.
+            lr=torch.tensor(learning_rate, device=device) if self._replays else learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=weight_decay,
+            fused=self._cuda,
+            capturable=self._replays,
+        )
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: dict[str, Tensor] = {}
+        self._figures: dict[str, Tensor] = {}
+        self._ordinary_steps = 0
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def __call__(self, batch: Any) -> dict[str, Tensor]:
+        if not self._replays:
+            return self._step(batch)
+        if self._graph is None and self._ordinary_steps < STEPS_BEFORE_RECORDING:
+            self._ordinary_steps += 1
+            return self._on_side_stream(batch)
+        if self._graph is None:
+            self._record(batch)
+        torch._foreach_copy_(list(self._inputs.values()), [batch[key] for key in self._inputs])
+        assert self._graph is not None
+        self._graph.replay()
+        return self._figures
+
+    def _step(self, batch: Any) -> dict[str, Tensor]:
+        # Without its cache, autocast leaves no cast weights behind that a recorded graph would keep reusing.
+        with torch.autocast(self._device.type, torch.bfloat16, cache_enabled=not self._replays):
+            loss, figures = self._stage.loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._stage.module.parameters(), self._clip_norm)
+        self.optimizer.step()
+        return {"loss": loss.detach(), "grad_norm": norm.detach(), **figures}
+
+    def _on_side_stream(self, batch: Any) -> dict[str, Tensor]:
+        side = torch.cuda.Stream(self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            figures = self._step(batch)
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        return figures
+
+    def _record(self, batch: dict[str, Tensor]) -> None:
+        self._inputs = {key: value.clone() for key, value in batch.items()}
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize(self._device)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._figures = self._step(self._inputs)
