@@ -25,7 +25,7 @@ FlowEstimator = Callable[[Image, Image], Flow]
 
 
 def dis_flow() -> FlowEstimator:
-    """Dense Inverse Search (Kroeger et al. 2016, arXiv:1603.03590), OpenCV's medium preset: about 6 ms per pair at 256x256.
+    """Dense Inverse Search (Kroeger et al. 2016, arXiv:1603.03590), OpenCV's medium preset: 6 ms per pair at 256x256.
 
     On a textured disc over a still background it measures 3.97 px for a 4 px step and 0.01 px outside. Image noise
     becomes flow noise: a standard deviation of 3 grey levels of 255 gives a mean of 0.16 px where nothing moves.
@@ -96,7 +96,7 @@ def _check_pair(first: np.ndarray, second: np.ndarray) -> None:
     for frame in (first, second):
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise ValueError(
-                f"Flow is measured between RGB frames, uint8 h w 3; came {frame.dtype} {frame.shape}: convert them first."
+                f"Flow is measured between RGB frames, uint8 h w 3; came {frame.dtype} {frame.shape}: convert them."
             )
     if first.shape != second.shape:
         raise ValueError(

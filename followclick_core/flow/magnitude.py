@@ -25,7 +25,7 @@ PSNR_OF_EQUAL_IMAGES = 99.0  # dB; infinity is no JSON
 class MotionReport:
     """What `measure_motion` finds. Magnitudes in px/frame at 512 px of width, PSNR in dB of 0..255 pixels."""
 
-    inside: float  # mean over the object's pixels, followed through the clip, and over the pairs of frames
+    inside: float  # mean over the object's pixels, followed through the clip, then over the pairs that show it
     outside: float  # mean over the pixels outside the swept region: the leak
     per_frame_inside: tuple[float, ...]  # one per pair; 0 once the object has left the picture
     per_frame_outside: tuple[float, ...]
@@ -48,8 +48,7 @@ class MotionReport:
 def measure_motion(frames: np.ndarray, mask: np.ndarray, estimator: FlowEstimator | None = None) -> MotionReport:
     """Motion inside and outside the clicked object of a clip.
 
-    The object is followed: its pixels in the first frame are carried along the flow, so one that crosses the picture
-    is measured where it is, not where it was.
+    The object is followed (tracks.py), so one that crosses the picture is measured where it is, not where it was.
 
     Args:
         frames: uint8 f h w 3, at least two.
@@ -61,25 +60,22 @@ def measure_motion(frames: np.ndarray, mask: np.ndarray, estimator: FlowEstimato
     """
     check_frames(frames)
     check_mask(mask, frames)
-    return report_motion(frames, mask, clip_flows(frames, estimator))
+    flows = clip_flows(frames, estimator)
+    return report_motion(frames, mask, flows, follow(frames, mask, flows, estimator))
 
 
-def report_motion(frames: np.ndarray, mask: np.ndarray, flows: np.ndarray) -> MotionReport:
-    """`measure_motion` with the flows (f-1 h w 2) at hand, for callers that need them for more than this."""
+def report_motion(frames: np.ndarray, mask: np.ndarray, flows: np.ndarray, tracks: Tracks) -> MotionReport:
+    """`measure_motion` with flows (f-1 h w 2) and tracks at hand, for callers that need them for more than this."""
     to_reference = REFERENCE_WIDTH / frames.shape[2]
-    tracks = follow(flows, mask)
     swept = swept_region(tracks, mask)
-    speeds = np.linalg.norm(tracks.steps, axis=-1) * to_reference
-    present = tracks.inside[:-1]
+    inside = object_speeds(tracks) * to_reference
     magnitude = np.linalg.norm(flows, axis=-1)
     outside = magnitude[:, ~swept].mean(axis=1) * to_reference if not swept.all() else np.zeros(len(flows))
     psnr = background_psnr(frames, swept)
     return MotionReport(
-        inside=float(speeds[present].mean()) if present.any() else 0.0,
+        inside=float(inside[tracks.inside[:-1].any(axis=1)].mean()),
         outside=float(outside.mean()),
-        per_frame_inside=tuple(
-            float(speed[here].mean()) if here.any() else 0.0 for speed, here in zip(speeds, present, strict=True)
-        ),
+        per_frame_inside=tuple(inside.tolist()),
         per_frame_outside=tuple(outside.tolist()),
         energy_share=_energy_share(magnitude, swept),
         energy_share_above_floor=_energy_share(np.where(magnitude > FLOOR_PX, magnitude, 0), swept),
@@ -87,6 +83,13 @@ def report_motion(frames: np.ndarray, mask: np.ndarray, flows: np.ndarray) -> Mo
         per_frame_background_psnr=psnr,
         swept=swept,
     )
+
+
+def object_speeds(tracks: Tracks) -> np.ndarray:
+    """f-1: the mean step of the object's points per pair of frames, in pixels; 0 once it has left the picture."""
+    present = tracks.inside[:-1]
+    steps = np.linalg.norm(tracks.steps, axis=-1) * present
+    return steps.sum(axis=1) / present.sum(axis=1).clip(min=1)
 
 
 def swept_region(tracks: Tracks, mask: np.ndarray) -> np.ndarray:
