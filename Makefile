@@ -46,7 +46,8 @@ art: $(READY)
 	for package in $(ART_PACKAGES)/*.deb; do dpkg-deb -x "$$package" $(ART_PACKAGES)/debian; done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(ART_PYPI)
 	$(BIN)/python -m followclick_core build-art --packages $(ART_PACKAGES)/node_modules \
-		--photos $(ART_PACKAGES)/debian/usr/share --output build/art.zip
+		--photos $(ART_PACKAGES)/debian/usr/share --output build/art.zip \
+		--emoji-font $(ART_PACKAGES)/debian/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 
 clean:
 	rm -rf .venv build .pytest_cache .ruff_cache

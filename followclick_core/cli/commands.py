@@ -139,7 +139,11 @@ def build_art(arguments: argparse.Namespace) -> None:
 
     check_writable(arguments.output)
     build = partial(build_art_pack, arguments.packages or ["node_modules"], arguments.output)
-    pack = build(arguments.photos) if arguments.photos else build()
+    if arguments.photos:
+        build = partial(build, photo_folders=arguments.photos)
+    if arguments.emoji_font:
+        build = partial(build, noto_font=arguments.emoji_font)
+    pack = build()
     if not arguments.quiet:
         counts = f"{len(pack.sprites)} sprites, {len(pack.animations)} animations, {len(pack.photos)} photos"
         print(f"{arguments.output}: {counts}")

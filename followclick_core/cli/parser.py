@@ -183,6 +183,7 @@ def _build_art(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--photos", action="append", metavar="FOLDER", help="where photos lie (default: the system's wallpapers)"
     )
+    parser.add_argument("--emoji-font", metavar="TTF", help="NotoColorEmoji.ttf (default: the system's)")
     parser.add_argument("--output", default="build/art.zip", metavar="ZIP", help="the art pack (default build/art.zip)")
 
 
