@@ -21,7 +21,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 INCLUDE, EXCLUDE = 1, 0
 
@@ -103,7 +103,7 @@ def parse_clicks(
     return parsed
 
 
-def clicks_from_pixels(clicks: Iterable[tuple[float, float, int]], image_size: tuple[int, int]) -> list[Click]:
+def clicks_from_pixels(clicks: Iterable[Sequence[SupportsFloat]], image_size: tuple[int, int]) -> list[Click]:
     """Clicks given as (x, y, label), where x, y name a pixel of a picture of this (width, height).
 
     Raises:
@@ -184,11 +184,11 @@ def _normalised_click(entry: Any) -> Click:
     return Click(x, y, label, _object(entry), candidate)
 
 
-def _pixel_click(click: Sequence[float], image_size: tuple[int, int], object: int = 1) -> Click:
+def _pixel_click(click: Sequence[SupportsFloat], image_size: tuple[int, int], object: int = 1) -> Click:
     """The click in the middle of the pixel (x, y): the same pixel again after any round trip."""
     if len(click) != 3:
         raise ValueError(f"A click is (x, y, label), not {_shortened(click)}; give three numbers.")
-    x, y, label = click
+    x, y, label = (float(value) for value in click)
     width, height = image_size
     if not (0 <= x < width and 0 <= y < height):  # true for NaN too
         raise ValueError(
@@ -196,7 +196,7 @@ def _pixel_click(click: Sequence[float], image_size: tuple[int, int], object: in
             f"give x from 0 to {width - 1} and y from 0 to {height - 1}."
         )
     if label not in (INCLUDE, EXCLUDE):
-        raise ValueError(f"A click has the label {label!r}; give 1 to include what is there, 0 to exclude it.")
+        raise ValueError(f"A click has the label {label:g}; give 1 to include what is there, 0 to exclude it.")
     return Click((math.floor(x) + 0.5) / width, (math.floor(y) + 0.5) / height, int(label), object)
 
 

@@ -1,15 +1,14 @@
 """Training of the embedded segmenter on generated scenes: click, compare, correct, as Sam was trained.
 
-Every step encodes a batch of pictures once and decodes several rounds of clicks: a first prompt, then corrections in
-what the last round got wrong (Kirillov et al. 2023, arXiv:2304.02643, appendix A). A single click is answered by three
-masks, of which the best is trained (the minimum over the losses); more clicks by one. Masks learn from cross-entropy and
-dice loss 2:1, the scores from the squared error to the intersection over union that each mask really has. (Sam has focal
-loss 20:1; from its small weights for what is easy, a short training finds the object many times later.)
+Every step encodes a batch of pictures once and decodes rounds of clicks: a single one, then corrections where the last
+round was wrong (Kirillov et al. 2023, arXiv:2304.02643, appendix A), and once several clicks given together. A single
+click is answered by three masks, of which the best is trained (the minimum over the losses); more clicks by one. Masks
+learn from cross-entropy and dice loss 2:1, the scores from the squared error to the intersection over union that each
+mask really has. (Sam's focal loss, 20:1, all but ignores what is nearly right, and finds objects many times later.)
 """
 
 import importlib.util
 import json
-import random
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,7 +24,15 @@ from .loop import Limits, LoopParams, run_stage, step_generator
 from .pool import Chunk, SamplePool
 from .run_dir import RunDir
 from .segmenter_augment import Planes, Stills, augment
-from .segmenter_clicks import Labels, Points, correcting_click, excluding_clicks, including_clicks, part_of
+from .segmenter_clicks import (
+    Labels,
+    Points,
+    correcting_click,
+    excluding_clicks,
+    including_clicks,
+    part_of,
+    random_draws,
+)
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -41,9 +48,10 @@ class SegmenterTrainParams:
     """Args:
     chunk_size: New scenes per step; the pool serves each batch_size / chunk_size times, with other crops and colours.
     trunk_weights: MobileNetV2's: "imagenet" (from an installed package), "random", or a file in torchvision's format.
-    rounds: Rounds of clicks per picture.
-    single_click: Share of the steps whose first prompt is a single including click.
-    parts: Share of the pictures, in those steps, in which the click means the part of one colour.
+    corrections: Rounds that add a click where the round before was wrong.
+    several: Clicks that are given together in a round of their own.
+    excluding: Share of these, after the first, that exclude.
+    parts: Share of the pictures in which a single click means the part of one colour.
     min_area: Share of the picture below which an object is not learnt.
     """
 
@@ -53,8 +61,9 @@ class SegmenterTrainParams:
     learning_rate: float = 1.5e-3
     model: SmallSamParams = field(default_factory=SmallSamParams)
     trunk_weights: str = IMAGENET
-    rounds: int = 3
-    single_click: float = 0.7
+    corrections: int = 2
+    several: int = 4
+    excluding: float = 0.4
     parts: float = 0.15
     min_area: float = 0.001
 
@@ -108,7 +117,7 @@ def train_segmenter(
     sam.to(device)
     if device.type == "cuda":
         sam.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    done = run_stage(SegmenterStage(sam, params, scenes), params.loop, run, device, limits)
+    done = run_stage(SegmenterStage(sam, params, scenes, device), params.loop, run, device, limits)
     notes = {"made_by": "python -m followclick_core train", "training": json.dumps(asdict(params))}
     save_small_sam(out_path, sam, params.model, notes)
     return done
@@ -118,45 +127,66 @@ class SegmenterStage:
     """What the training loop asks for; see the module's docstring."""
 
     name = "segmenter"
-    replayable = False  # the number of clicks differs from step to step
+    replayable = True
 
-    def __init__(self, sam: "Sam", params: SegmenterTrainParams, scenes: StillSource):
+    def __init__(self, sam: "Sam", params: SegmenterTrainParams, scenes: StillSource, device: torch.device):
         self.module: nn.Module = sam
         self.sam = sam
         self.params = params
         self.scenes = scenes
-        self.pool = SamplePool(self._make_chunk, slots=16)
+        self.pool = SamplePool(self._make_chunk, slots=16, device=device)
+        self.prefetch = self.pool.advance
 
     def prepare(self, step: int) -> None:
         self.pool.refill(step)
         # Batch norm keeps ImageNet's statistics, which a short run would only blur; nothing else has a training mode.
         self.module.eval()
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean over the rounds of clicks, with pictures and clicks that the step's number alone decides."""
-        self.pool.advance(step)
-        batch = self.pool.draw(self.params.batch_size, step)
-        generator, draw = step_generator(batch["mask"].device, step, salt=4), random.Random(step)
-        pixels, mask, distractors = (batch[name].float() for name in ("pixels", "mask", "distractors"))
+    @torch.no_grad()
+    def batch(self, step: int) -> Chunk:
+        """Pictures, first clicks and what they mean, and random numbers for the corrections; the step decides all."""
+        drawn = self.pool.draw(self.params.batch_size, step)
+        pixels, mask, distractors = (drawn[name].float() for name in ("pixels", "mask", "distractors"))
+        generator = step_generator(mask.device, step, salt=4)
         stills = augment(pixels / 255, mask, distractors, generator)
-        points, labels, mask = self._first_prompt(stills, generator, draw)
-        weight = (mask.mean(dim=(1, 2, 3)) > self.params.min_area).float()
-        weight = weight / weight.sum().clamp(min=1)
-        features = self._encode(stills)
-        losses, ious, logits = [], [], None
-        for _ in range(self.params.rounds):
+        click, click_label, meant = self._single_click(stills, generator)
+        several, several_labels = self._several_clicks(stills, generator)
+        rounds = range(self.params.corrections)
+        batch = {
+            "pixels": self._normalised(stills),
+            "valid": stills.valid,
+            "mask": stills.mask,
+            "meant": meant,
+            "click": click,
+            "click_label": click_label,
+            "several": several,
+            "several_labels": several_labels,
+        }
+        return batch | {f"draws_{index}": random_draws(meant, generator) for index in rounds}
+
+    def loss(self, batch: Chunk) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean over the rounds of clicks, over the pictures whose object is not too small."""
+        features = self._encode(batch["pixels"])
+        valid, meant = batch["valid"], batch["meant"]
+        points, labels = batch["click"], batch["click_label"]
+        rounds, logits = [], None
+        for index in range(1 + self.params.corrections):
             previous = None
             if logits is not None:
-                predicted = F.interpolate((logits > 0).float(), mask.shape[-2:])
-                points, labels = _joined((points, labels), correcting_click(predicted, mask, stills.valid, generator))
+                draws = batch[f"draws_{index - 1}"]
+                predicted = F.interpolate((logits > 0).float(), meant.shape[-2:])
+                points, labels = _joined((points, labels), correcting_click(predicted, meant, valid, draws))
                 # Half of the corrections see the last mask, as a caller of Sam may pass it; the others clicks alone.
-                previous = logits if draw.random() < 0.5 else None
+                previous = logits, draws[:, :1, :1, :1] < 0.5
             masks, scores = self._decode(features, points, labels, previous)
-            loss, iou, best = mask_loss(masks, scores, mask, stills.valid)
-            losses.append((loss * weight).sum())
-            ious.append((iou * weight).sum())
+            loss, iou, best = mask_loss(masks, scores, meant, valid)
+            rounds.append((loss, iou, meant))
             logits = masks.gather(1, best.view(-1, 1, 1, 1).expand(-1, 1, *masks.shape[-2:])).detach()
-        return torch.stack(losses).mean(), {"first_iou": ious[0], "last_iou": ious[-1]}
+        masks, scores = self._decode(features, batch["several"], batch["several_labels"], None)
+        loss, iou, _ = mask_loss(masks, scores, batch["mask"], valid)
+        rounds.append((loss, iou, batch["mask"]))
+        losses, ious = zip(*(self._means(*figures) for figures in rounds), strict=True)
+        return torch.stack(losses).mean(), {"click_iou": ious[0], "corrected_iou": ious[-2], "several_iou": ious[-1]}
 
     @torch.no_grad()
     def _make_chunk(self, seed: int) -> Chunk:
@@ -167,36 +197,42 @@ class SegmenterStage:
             "distractors": scenes.distractor_mask[:, None].byte(),
         }
 
-    def _first_prompt(
-        self, stills: Stills, generator: torch.Generator, draw: random.Random
-    ) -> tuple[Points, Labels, Planes]:
-        """The first clicks and the masks that they mean; `draw` decides their kind for the whole batch, so that every
-        picture has equally many."""
-        mask, params = stills.mask, self.params
-        if draw.random() < params.single_click:
-            points, labels = including_clicks(mask, 1, generator)
-            part, is_part = part_of(stills.pixels, mask, points, generator)
-            meant = is_part & (torch.rand(len(mask), generator=generator, device=mask.device) < params.parts)
-            return points, labels, torch.where(meant.view(-1, 1, 1, 1), part, mask)
-        prompt = including_clicks(mask, draw.randint(1, 3), generator)
-        if number := draw.randint(0, 2):
-            prompt = _joined(prompt, excluding_clicks(stills, mask, number, generator))
-        return *prompt, mask
+    def _single_click(self, stills: Stills, generator: torch.Generator) -> tuple[Points, Labels, Planes]:
+        """A click on the object, and what it means: mostly the object, sometimes a part of it."""
+        points, labels = including_clicks(stills.mask, 1, generator)
+        part, is_part = part_of(stills.pixels, stills.mask, points, generator)
+        meant = is_part & (torch.rand(len(part), generator=generator, device=part.device) < self.params.parts)
+        return points, labels, torch.where(meant.view(-1, 1, 1, 1), part, stills.mask)
 
-    def _encode(self, stills: Stills) -> Float[Tensor, "b c n n"]:
+    def _several_clicks(self, stills: Stills, generator: torch.Generator) -> tuple[Points, Labels]:
+        """Clicks of which the first includes and the others do or do not, in another mixture for every picture."""
+        mask, number = stills.mask, self.params.several
+        points, labels = including_clicks(mask, number, generator)
+        others, exclude = excluding_clicks(stills, mask, number, generator)
+        chosen = torch.rand(labels.shape, generator=generator, device=labels.device) < self.params.excluding
+        chosen[:, 0] = False
+        return torch.where(chosen[..., None], others, points), torch.where(chosen, exclude, labels)
+
+    def _normalised(self, stills: Stills) -> Float[Tensor, "b 3 h w"]:
         mean, deviation = self.sam.get_buffer("pixel_mean"), self.sam.get_buffer("pixel_std")
         pixels = (255 * stills.pixels - mean) / deviation * stills.valid
-        if pixels.is_cuda:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def _encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c n n"]:
         with _autocast(pixels, enabled=pixels.is_cuda):
             return self.sam.image_encoder(pixels)
 
     def _decode(
-        self, features: Float[Tensor, "b c n n"], points: Points, labels: Labels, previous: Planes | None
+        self, features: Float[Tensor, "b c n n"], points: Points, labels: Labels, previous: tuple[Tensor, Tensor] | None
     ) -> tuple[Float[Tensor, "b k h w"], Float[Tensor, "b k"]]:
+        """Masks and scores; `previous` are logits to start from and, per picture, whether to."""
+        encoder = self.sam.prompt_encoder
         with _autocast(points, enabled=False):  # the sinusoids of a click's position need all their bits
-            sparse, dense = self.sam.prompt_encoder(points=(points, labels), boxes=None, masks=previous)
-            positions = self.sam.prompt_encoder.get_dense_pe()
+            sparse, dense = encoder(points=(points, labels), boxes=None, masks=None)
+            if previous is not None:
+                logits, chosen = previous
+                dense = torch.where(chosen, encoder(points=None, boxes=None, masks=logits)[1], dense)
+            positions = encoder.get_dense_pe()
         with _autocast(points, enabled=points.is_cuda):
             masks, scores = self.sam.mask_decoder(
                 image_embeddings=features,
@@ -206,6 +242,13 @@ class SegmenterStage:
                 multimask_output=points.shape[1] == 1,
             )
         return masks.float(), scores.float()
+
+    def _means(
+        self, loss: Float[Tensor, "b"], iou: Float[Tensor, "b"], mask: Planes
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        weight = (mask.mean(dim=(1, 2, 3)) > self.params.min_area).float()
+        weight = weight / weight.sum().clamp(min=1)
+        return (loss * weight).sum(), (iou * weight).sum()
 
 
 def mask_loss(
