@@ -1,4 +1,4 @@
-"""The five extra input channels: the region mask and the first frame, laid out over time, and their masking in training."""
+"""The five extra input channels: region mask and first frame, laid out over time, and their masking in training."""
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,8 @@ def first_frame_condition(latents: Tensor, mask: Masks, num_frames: int, layout:
 
     Args:
         latents: The first frame's latents, b 4 h w.
-        mask: The region that moves, b 1 h w, at any size; it is averaged down to the latents' size, so that a cell tells
-            which part of it moves.
+        mask: The region that moves, b 1 h w, at any size; it is averaged down to the latents' size, so that a cell
+            tells which part of it moves.
         layout: "paper" has the mask on frame 0 only and the latents on all frames (paper section 4.1); "release", the
             authors' code, has the mask on all frames and the latents on frame 0 only; "repeat" has both on all frames.
     """
@@ -34,11 +34,11 @@ def first_frame_condition(latents: Tensor, mask: Masks, num_frames: int, layout:
 
 def resize_mask(mask: Masks, size: tuple[int, int] | torch.Size) -> MasksOfOtherSize:
     """The mask at the latents' size, each cell the mean of the pixels it covers."""
-    return F.adaptive_avg_pool2d(mask.float(), tuple(size)).to(mask.dtype)
+    return F.adaptive_avg_pool2d(mask.float(), (size[0], size[1])).to(mask.dtype)
 
 
 def mask_first_frame(latents: Tensor, ratio: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """First-frame masking (paper section 4.1): set a random share of the latent positions to zero, all channels together.
+    """First-frame masking (paper section 4.1): zero a random share of the latent positions, all channels together.
 
     Args:
         latents: b 4 h w.

@@ -25,7 +25,8 @@ class Preset:
     def __post_init__(self) -> None:
         if self.unet.context_dim != self.text.width:
             raise ValueError(
-                f"Preset {self.name}: the UNet reads text of width {self.unet.context_dim}, the encoder writes {self.text.width}."
+                f"Preset {self.name}: the UNet reads text of width {self.unet.context_dim}, "
+                f"the encoder writes {self.text.width}."
             )
 
 

@@ -6,8 +6,8 @@ from ..shapes import Video
 def guide(v_cond: Video, v_uncond: Video, scale: float, rescale: float = 0.0) -> Video:
     """v_uncond + scale (v_cond - v_uncond), with its spread pulled back towards that of v_cond.
 
-    At zero terminal SNR a large scale overexposes; `rescale` mixes in a version of the guided prediction with the standard
-    deviation of the conditional one (Lin et al. 2024, arXiv:2305.08891, equations 15 and 16).
+    At zero terminal SNR a large scale overexposes; `rescale` mixes in a version of the guided prediction with the
+    standard deviation of the conditional one (Lin et al. 2024, arXiv:2305.08891, equations 15 and 16).
 
     Args:
         scale: 1 is no guidance.

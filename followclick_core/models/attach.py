@@ -1,7 +1,7 @@
 """Joins a motion model to a UNet by forward hooks: this package's UNet or the host's, they share layer names.
 
-Hooks insert no module, so no state-dict key changes, LoRAs stay valid and other packs' patches keep working; detaching leaves
-nothing behind.
+Hooks insert no module, so no state-dict key changes, LoRAs stay valid and other packs' patches keep working; detaching
+leaves nothing behind.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ class MotionConditioning:
     Args:
         num_frames: Frames per clip; the UNet's batch is (b f).
         context: Embedding of the motion prompt, b n c; None skips the motion-augmented attention.
-        magnitude: Mean flow in the region, pixels per frame at 512 pixels of width, for each clip, [b], or for each of its
-            frames, [b, f]; None adds no embedding.
-        first_frame: Mask and first-frame latents, b 5 f h w (`conditioning.first_frame_condition`); None leaves them out.
+        magnitude: Mean flow in the region, pixels per frame at 512 pixels of width, for each clip, [b], or for
+            each of its frames, [b, f]; None adds no embedding.
+        first_frame: Mask and first-frame latents, b 5 f h w (conditioning.first_frame_condition); None leaves them out.
     """
 
     num_frames: int
@@ -89,10 +89,10 @@ class Attachment:
             if channels.shape[-2:] != output.shape[-2:] or len(channels) != len(output):
                 raise ValueError(
                     f"The first-frame condition is for {len(channels)} frames of {tuple(channels.shape[-2:])} latents, "
-                    f"but {len(output)} frames of {tuple(output.shape[-2:])} are sampled; give both the same length and size."
+                    f"but {len(output)} frames of {tuple(output.shape[-2:])} are sampled; make both equal."
                 )
             conv = self.motion_model.first_frame_conv
-            return output + conv(channels.to(output.device, conv.weight.dtype)).to(output.dtype)
+            return output + conv(channels.to(output.device, conv.weight.dtype)).to(output.dtype)  # type: ignore[arg-type]
 
         self._handles.append(layer.register_forward_hook(add))
 
@@ -151,6 +151,6 @@ def _check_widths(unet: nn.Module, motion_model: MotionModel) -> None:
     found = (conv.weight.shape[0], len(unet.input_blocks), len(unet.output_blocks))  # type: ignore[arg-type]
     if wanted != found:
         raise ValueError(
-            f"This motion model is for a UNet of {wanted[0]} channels with {wanted[1]} input and {wanted[2]} output blocks, "
-            f"but the model has {found[0]}, {found[1]} and {found[2]}; load the checkpoint it was trained on."
+            f"This motion model is for a UNet of {wanted[0]} channels with {wanted[1]} input and {wanted[2]} output "
+            f"blocks, but the model has {found[0]}, {found[1]} and {found[2]}; load the checkpoint it was trained on."
         )

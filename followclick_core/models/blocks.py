@@ -1,7 +1,7 @@
 """The spatial blocks of Stable Diffusion's UNet, under the key names of the original (LDM) checkpoints.
 
-The layers and their order are those of Rombach et al. 2022 (arXiv:2112.10752), so that SD1.5 files load strictly and the
-host's UNet, built from the same numbers, computes the same.
+The layers and their order are those of Rombach et al. 2022 (arXiv:2112.10752), so that SD1.5 files load strictly and
+the host's UNet, built from the same numbers, computes the same.
 """
 
 import torch

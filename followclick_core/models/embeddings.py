@@ -13,7 +13,7 @@ Embeddings = Float[Tensor, "b c"]
 
 
 def sinusoidal_embedding(values: Numbers, width: int, max_period: float = 10000.0) -> Embeddings:
-    """cos, then sin, of the values at `width / 2` frequencies from 1 down to 1 / max_period (Vaswani et al. 2017), float32."""
+    """cos, then sin, of the values at width / 2 frequencies from 1 to 1 / max_period (Vaswani et al. 2017), float32."""
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=values.device) / half
     angles = values.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
@@ -23,8 +23,8 @@ def sinusoidal_embedding(values: Numbers, width: int, max_period: float = 10000.
 class ScalarEmbedding(nn.Module):
     """One number per clip as an addition to the time embedding: sinusoid of the timestep's width, then a two-layer MLP.
 
-    The paper feeds the mean flow magnitude of the moving region this way ("flow-based motion magnitude control", section 4.4).
-    The last layer starts at zero, so an untrained embedding changes nothing.
+    The paper feeds the mean flow magnitude of the moving region this way ("flow-based motion magnitude control",
+    section 4.4). The last layer starts at zero, so an untrained embedding changes nothing.
     """
 
     def __init__(self, width: int, time_channels: int):

@@ -27,8 +27,8 @@ MAX_FEED_FORWARD_BYTES = 256 * 2**20
 class TemporalAttention(nn.Module):
     """Attention over frames, or from frames to the motion text.
 
-    The positional encoding is computed where it is used: AnimateDiff stores it as a buffer, which the host's low-memory mode
-    would leave on the wrong device.
+    The positional encoding is computed where it is used: AnimateDiff stores it as a buffer, which the host's low-memory
+    mode would leave on the wrong device.
     """
 
     def __init__(self, channels: int, num_heads: int, context_dim: int | None = None):

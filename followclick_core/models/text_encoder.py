@@ -139,7 +139,7 @@ def _tokenizer():
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     with gzip.open(WEIGHTS_DIR / "clip_merges.txt.gz", "rt", encoding="utf-8") as file:
-        merges = [tuple(line.split()) for line in file.read().splitlines()]
+        merges = [(first, second) for first, second in map(str.split, file.read().splitlines())]
     # CLIP's own order of the bytes: printable ones first, then the rest moved to free code points.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     alphabet = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
@@ -162,8 +162,8 @@ def _tokenizer():
 def save_text_encoder(path: str | Path, model: TextEncoder, known: Tensor, notes: dict[str, str] | None = None) -> None:
     """Write as fp16 safetensors with the embeddings of the `known` token numbers only.
 
-    All other words get the embedding of UNKNOWN when the file is loaded, so a phrase with a strange word keeps its meaning and
-    the file stays small.
+    All other words get the embedding of UNKNOWN when the file is loaded, so a phrase with a strange word keeps its
+    meaning and the file stays small.
     """
     tensors = {key: value.half() for key, value in model.state_dict().items()}
     table = tensors.pop(f"{EMBEDDING}.weight")

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class UNetParams:
     def __post_init__(self) -> None:
         if len(self.transformer_depth) != len(self.channel_mult):
             raise ValueError(
-                f"A UNet of {len(self.channel_mult)} levels needs a transformer depth for each, got {self.transformer_depth}."
+                f"{len(self.channel_mult)} levels of a UNet need a transformer depth each, not {self.transformer_depth}."
             )
 
     @property
@@ -51,7 +52,9 @@ class UNetParams:
 class UNetBlock(nn.Sequential):
     """Layers that share one place in the UNet; each gets what it needs besides the picture."""
 
-    def forward(self, x: Frames, emb: Tensor, context: Tokens, size: tuple[int, int] | None = None) -> OtherFrames:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Frames, emb: Tensor, context: Tokens, size: tuple[int, int] | None = None
+    ) -> OtherFrames:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
@@ -176,5 +179,7 @@ def load_unet(path: str | Path) -> UNet:
 
 def params_from_json(text: str) -> UNetParams:
     """The numbers that `save_unet` wrote."""
-    values = json.loads(text)
-    return UNetParams(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()
+    }
+    return UNetParams(**values)
