@@ -31,7 +31,7 @@ class UNetParams:
     def __post_init__(self) -> None:
         if len(self.transformer_depth) != len(self.channel_mult):
             raise ValueError(
-                f"{len(self.channel_mult)} levels of a UNet need a transformer depth each, not {self.transformer_depth}."
+                f"{len(self.channel_mult)} UNet levels need a transformer depth each, got {self.transformer_depth}."
             )
 
     @property

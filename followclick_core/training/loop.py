@@ -44,9 +44,13 @@ class Stage(Protocol):
     """One part of the training: what is learned, and from what."""
 
     name: str
-    module: nn.Module  # holds every parameter that is trained
-    # Whether `loss` is a fixed sequence of kernels on tensors of fixed shapes, which a GPU can then replay as one graph.
+    # Whether `loss` is a fixed sequence of kernels on tensors of fixed shapes, which a GPU can replay as one graph.
     replayable: bool
+
+    @property
+    def module(self) -> nn.Module:
+        """Holds every parameter that is trained."""
+        ...
 
     def prepare(self, step: int) -> None:
         """Called once, before the first step of this command."""
@@ -117,7 +121,7 @@ def run_stage(stage: Stage, params: LoopParams, run: RunDir, device: torch.devic
 
 
 def learning_rate(params: LoopParams, step: int, progress: float) -> float:
-    """Linear rise over the first steps, then constant, then from `decay_from` of the progress on a linear fall to zero."""
+    """Linear rise over the first steps, then constant, from `decay_from` of the progress on a linear fall to zero."""
     fall = (1 - progress) / (1 - params.decay_from)
     return params.learning_rate * max(0.0, min(1.0, (step + 1) / params.warmup, fall))
 
@@ -156,9 +160,7 @@ def _save(run: RunDir, stage: Stage, trainer: TrainStep, ema: EMA, step: int, el
     run.save_checkpoint(stage.name, state)
 
 
-def _resume(
-    run: RunDir, stage: Stage, trainer: TrainStep, ema: EMA, device: torch.device
-) -> tuple[int, float]:
+def _resume(run: RunDir, stage: Stage, trainer: TrainStep, ema: EMA, device: torch.device) -> tuple[int, float]:
     """Steps and seconds done so far."""
     state = run.load_checkpoint(stage.name, device)
     if state is None:

@@ -1,4 +1,4 @@
-"""The stages of training a model from nothing: autoencoder, spatial and motion model. The segmenter has its own file."""
+"""The stages of training a model from nothing: autoencoder, spatial and motion model. The segmenter is apart."""
 
 import torch
 import torch.nn.functional as F
