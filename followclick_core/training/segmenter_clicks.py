@@ -69,10 +69,13 @@ def random_draws(like: Planes, generator: torch.Generator) -> Planes:
 
 
 def random_points(where: Planes, draws: Planes, number: int) -> Points:
-    """Distinct pixels, uniform over where it is not 0."""
+    """Pixels uniform over where it is not 0, distinct as far as there are so many."""
     candidates = (draws * (where > 0)).flatten(1)
-    # One argmax is much faster than a sorted selection.
-    index = candidates.argmax(dim=1, keepdim=True) if number == 1 else candidates.topk(number, dim=1).indices
+    if number == 1:  # the common case, and an argmax is much faster than a selection
+        index = candidates.argmax(dim=1, keepdim=True)
+    else:
+        largest, index = candidates.topk(number, dim=1)
+        index = torch.where(largest > 0, index, index[:, :1])
     width = where.shape[-1]
     return torch.stack((index % width, index // width), dim=2).float()
 
