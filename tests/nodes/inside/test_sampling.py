@@ -6,6 +6,7 @@ import comfy.samplers
 import comfy.utils
 import pytest
 import torch
+from comfy.controlnet import ControlBase
 from comfy_extras.nodes_freelunch import FreeU_V2
 
 import nodes
@@ -132,6 +133,28 @@ def test_lora_and_freeu_combine_with_it(pack, demo, graph):
     freed = FreeU_V2().patch(graph.model, 1.3, 1.4, 0.9, 0.2)[0]
     assert not torch.allclose(pack.sample_graph(graph, model=freed), plain)
     assert torch.equal(pack.sample_graph(graph), plain)
+
+
+class WatchingControl(ControlBase):
+    """A ControlNet with nothing learned: it notes what it is asked with, and answers a constant residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        self.seen.append((tuple(x_noisy.shape), batched_number))
+        return {"input": [], "middle": [torch.ones(1, 1, 1, 1)], "output": []}
+
+
+def test_a_controlnet_sees_plain_latents_and_is_heard(pack, graph):
+    control = WatchingControl()
+    with_control = [[text, {**options, "control": control}] for text, options in graph.positive]
+    negative = [[text, {**options, "control": control}] for text, options in graph.negative]
+    found = pack.sample_graph(graph, positive=with_control, negative=negative)
+    frames, _, height, width = graph.latent["samples"].shape
+    assert set(control.seen) == {((2 * frames, 4, height, width), 2)}
+    assert not torch.allclose(found, pack.sample_graph(graph))
 
 
 def test_cloning_a_patched_model_copies_no_weights(pack, graph):
