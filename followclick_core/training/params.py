@@ -34,8 +34,8 @@ class MotionTrainParams:
 
     Args:
         mask_ratio: Share of the first frame's latents set to zero (paper: 0.7).
-        masked_share: Share of the samples that are masked. The paper masks all; a model of this size then never sees the
-            whole first frame that inference gives it, so the rest sees it unmasked.
+        masked_share: Share of the samples that are masked. The paper masks all; a model of this size then never sees
+            the whole first frame that inference gives it, so the rest sees it unmasked.
         region_weight: Extra weight of the loss where the object moves: the still background is large and easy.
         image_batch: Single frames per step that keep the UNet a text-to-image model while its weights train along.
         text_dropout: Share of samples without a prompt, for classifier-free guidance.
