@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"followclick: {error}", file=sys.stderr)
         return BAD_INPUT
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        print(f"followclick: {error.filename} cannot be used ({error.strerror}); name another place.", file=sys.stderr)
+        return BAD_INPUT
     return 0
 
 

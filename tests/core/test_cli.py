@@ -257,6 +257,17 @@ def test_training_refuses_an_unknown_preset_or_art_that_is_missing(tmp_path, sen
         assert message in sentence()
 
 
+def test_a_run_folder_that_is_a_file_is_answered_by_one_sentence(tmp_path, sentence):
+    (tmp_path / "run").write_text("a file")
+    (tmp_path / "art.zip").write_text("no art")
+    for command in (
+        ["train", "--preset=nano", f"--run={tmp_path / 'run'}"],
+        ["evaluate", f"--output={tmp_path / 'run'}"],
+    ):
+        assert main([*command, f"--art={tmp_path / 'art.zip'}"]) == 2
+        assert str(tmp_path / "run") in sentence()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_nothing_half_written(photo_file, tmp_path, untrained_weights, number, code):
     options = ["--click=64,48", "--motion=run", "--steps=1000", f"--model={untrained_weights}", "--device=cpu"]
