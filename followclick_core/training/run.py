@@ -100,9 +100,10 @@ class Trainer:
         return done
 
     def _segmenter(self, steps: int | None, limits: Limits) -> bool:
-        from .segmenter import SegmenterTrainParams, train_segmenter
+        from .segmenter import SEGMENTER_TRAINING, train_segmenter
 
-        params = SegmenterTrainParams() if steps is None else SegmenterTrainParams(steps=steps)
+        params = SEGMENTER_TRAINING[self.preset.name]
+        params = replace(params, steps=steps or params.steps)
         out = self.run_dir.weights / "segmenter.safetensors"
         return train_segmenter(self.scenes, out, params, self.device, self.run_dir, limits)
 

@@ -83,6 +83,13 @@ class SegmenterTrainParams:
         )
 
 
+SEGMENTER_TRAINING = {
+    "demo": SegmenterTrainParams(),
+    # For two CPU cores: about 20 minutes.
+    "nano": SegmenterTrainParams(steps=3000, batch_size=8, chunk_size=4),
+}
+
+
 @runtime_checkable
 class StillSource(Protocol):
     """Where square pictures come from: data.scenes.SceneGenerator, or a stand-in in tests."""
