@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .animate import AnimateRegion, ApplyMotionModel, MotionSchedule
 from .how import FirstFrame, FlowMagnitude, MotionRegion
-from .loaders import LoadDemoModel, LoadMotionModel, LoadSegmenter
+from .loaders import ExamplePhoto, LoadDemoModel, LoadMotionModel, LoadSegmenter
 from .where import ClickToMask
 
 NODES: list[type[io.ComfyNode]] = [
@@ -12,6 +12,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,
     LoadMotionModel,
     LoadSegmenter,
+    ExamplePhoto,
     ClickToMask,
     MotionRegion,
     FirstFrame,

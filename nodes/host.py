@@ -19,11 +19,12 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..followclick_core.animator import Canvas
-from ..followclick_core.images import check_size, to_rgb_uint8
+from ..followclick_core.images import check_size, load_image, to_rgb_uint8
 
 EMBEDDED = "demo"  # in the file lists: the weights that come with the pack
 MOTION_FOLDERS = ("followclick", "animatediff_models")
 SEGMENTER_FOLDERS = ("sams",)
+EXAMPLES = Path(__file__).parents[1] / "web" / "examples"
 
 
 def register_folders() -> None:
@@ -104,6 +105,23 @@ def host_progress() -> Callable[[str, int, int], None]:
         bar.update_absolute(done, total)
 
     return report
+
+
+def example_pictures() -> dict[str, Path]:
+    """The pictures that come with the pack, by name."""
+    return {path.stem: path for path in sorted(EXAMPLES.glob("*.jpg"))}
+
+
+def example_picture(name: str) -> Tensor:
+    """One of them as an IMAGE.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    pictures = example_pictures()
+    if name not in pictures:
+        raise ValueError(f"There is no example picture {name!r}; choose one of {', '.join(pictures)}.")
+    return frames_to_image(load_image(pictures[name])[None])
 
 
 def image_to_array(image: Tensor) -> np.ndarray:

@@ -266,11 +266,21 @@ def _unet_call_with(attachment: Attachment, width_ratio: float) -> Callable:
         # Entries come in the same batches at every step: their motion text is laid out and projected only once.
         batch = (num_frames, tuple(x.shape), *options["cond_or_uncond"], *options["uuids"])
         if batch not in kept:
+            _check_size(motion[FIRST_FRAME], x)
             kept[batch] = _conditioning(num_frames, motion, width_ratio)
         with attachment.conditioned(kept[batch]):
             return executor(x, timesteps, context, y, control, options, **more)
 
     return diffusion_model
+
+
+def _check_size(first_frame: Tensor | None, x: Tensor) -> None:
+    if first_frame is not None and first_frame.shape[-2:] != x.shape[-2:]:
+        (height, width), (own_height, own_width) = x.shape[-2:], first_frame.shape[-2:]
+        raise ValueError(
+            f"First Frame made its conditioning for latents of {own_width}x{own_height}, but {width}x{height} are "
+            "sampled; connect the LATENT of the same First Frame node."
+        )
 
 
 def _conditioning(num_frames: int, motion: dict[str, Tensor | None], width_ratio: float) -> MotionConditioning:

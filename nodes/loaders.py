@@ -1,8 +1,8 @@
-"""Loader nodes: the demo model, motion models and segmenters."""
+"""Loader nodes: the demo model, motion models and segmenters, and a picture to start with."""
 
 from comfy_api.latest import io
 
-from .host import EMBEDDED, MOTION_FOLDERS, SEGMENTER_FOLDERS, weight_files
+from .host import EMBEDDED, MOTION_FOLDERS, SEGMENTER_FOLDERS, example_picture, example_pictures, weight_files
 from .host_weights import demo_clip, demo_model, demo_vae, motion_model, segmenter
 from .sockets import MotionModelSocket, SegmenterSocket
 
@@ -31,6 +31,27 @@ class LoadDemoModel(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(demo_model(), demo_clip(), demo_vae(), motion_model(EMBEDDED), segmenter(EMBEDDED))
+
+
+class ExamplePhoto(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FollowClick_ExamplePhoto",
+            display_name="Example Photo",
+            category="FollowClick/loaders",
+            description="A photo that comes with the pack, to start with. For your own, put Load Image in its place.",
+            inputs=[
+                io.Combo.Input(
+                    "picture", options=list(example_pictures()), tooltip="rocket: a Falcon 9 at night, SpaceX."
+                )
+            ],
+            outputs=[io.Image.Output(display_name="image")],
+        )
+
+    @classmethod
+    def execute(cls, picture: str) -> io.NodeOutput:
+        return io.NodeOutput(example_picture(picture))
 
 
 class LoadMotionModel(io.ComfyNode):

@@ -13,7 +13,7 @@ PACK = Path(__file__).parents[3]
 def test_the_pack_loads_with_all_its_nodes(pack):
     assert pack.loaded
     expected = "LoadDemoModel LoadMotionModel LoadSegmenter ClickToMask MotionRegion FirstFrame FlowMagnitude"
-    for name in [*expected.split(), "ApplyMotionModel", "MotionSchedule", "AnimateRegion"]:
+    for name in [*expected.split(), "ApplyMotionModel", "MotionSchedule", "AnimateRegion", "ExamplePhoto"]:
         assert issubclass(pack.node(name), io.ComfyNode)
 
 
@@ -45,6 +45,13 @@ def test_model_files_are_listed_after_the_embedded_ones(pack, tmp_path, monkeypa
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "followclick", ([*paths, str(tmp_path)], extensions))
     options = pack.node("LoadMotionModel").define_schema().inputs[0].options
     assert options[0] == "demo" and "mine.safetensors" in options and "notes.txt" not in options
+
+
+def test_the_example_photo_is_there(pack):
+    (picture,) = pack.run("ExamplePhoto", picture="rocket")
+    assert picture.shape == (1, 427, 640, 3) and 0 <= picture.min() < picture.max() <= 1
+    with pytest.raises(ValueError, match=r"no example picture 'moon'.*rocket"):
+        pack.run("ExamplePhoto", picture="moon")
 
 
 def test_a_missing_file_is_named_with_the_folder_it_belongs_in(pack):

@@ -226,5 +226,5 @@ def test_a_latent_of_another_length_is_refused(pack, graph):
 
 
 def test_a_latent_of_another_size_is_refused(pack, graph):
-    with pytest.raises(ValueError, match="same length and size"):
+    with pytest.raises(ValueError, match="for latents of 16x12, but 8x8"):
         pack.sample_graph(graph, latent={"samples": torch.zeros(4, 4, 8, 8)})
