@@ -46,6 +46,8 @@ class Stage(Protocol):
     name: str
     # Whether `loss` is a fixed sequence of kernels on tensors of fixed shapes, which a GPU can replay as one graph.
     replayable: bool
+    # Whether a GPU may compute all of it in bfloat16, norms and inputs included; otherwise autocast decides.
+    all_bfloat16: bool
 
     @property
     def module(self) -> nn.Module:

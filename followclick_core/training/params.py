@@ -67,6 +67,17 @@ TRAINING = {
         spatial=SpatialParams(LoopParams(steps=1500, learning_rate=8e-4), batch_size=256, chunk_size=32),
         motion=MotionTrainParams(LoopParams(steps=9000, learning_rate=8e-4), batch_size=32, chunk_size=8),
     ),
+    "small": TrainParams(
+        autoencoder=AutoencoderParams(LoopParams(steps=4000, learning_rate=1.5e-3), batch_size=32, chunk_size=16),
+        spatial=SpatialParams(LoopParams(steps=3000, learning_rate=8e-4), batch_size=256, chunk_size=32),
+        motion=MotionTrainParams(
+            LoopParams(steps=20000, learning_rate=6e-4, warmup=100, decay_from=0.55),
+            batch_size=16,
+            chunk_size=4,
+            pool_chunks=128,
+            image_batch=16,
+        ),
+    ),
     "nano": TrainParams(
         autoencoder=AutoencoderParams(LoopParams(steps=4000, learning_rate=1.5e-3), batch_size=8, chunk_size=4),
         spatial=SpatialParams(LoopParams(steps=2000, learning_rate=1e-3), batch_size=32, chunk_size=8),

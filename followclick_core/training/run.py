@@ -13,6 +13,7 @@ from ..data.art import ArtPack
 from ..data.scenes import SceneGenerator, SceneParams
 from ..models.autoencoder import Autoencoder, Block, load_autoencoder, save_autoencoder
 from ..models.blocks import BasicTransformerBlock, ResBlock
+from ..models.bundle import load_bundle
 from ..models.motion_model import save_motion_model
 from ..models.motion_module import TemporalTransformerBlock
 from ..models.text_encoder import save_text_encoder
@@ -36,6 +37,7 @@ def train(
     time_budget: float | None = None,
     device: str | None = None,
     compile_blocks: bool = False,
+    start_from: str | Path | None = None,
 ) -> bool:
     """Train a preset's models on generated clips; the same command continues where the last one stopped.
 
@@ -45,6 +47,7 @@ def train(
         steps: Steps of each stage, instead of the preset's.
         max_seconds: Stop all training after this long; checkpoints allow to go on.
         time_budget: Seconds for each stage, over all commands that continue it; ends a stage before its last step.
+        start_from: A `weights` folder of the same architecture, at any size, for the motion stage to begin with.
         compile_blocks: torch.compile the blocks: a minute of warm-up, then about half as fast again on a GPU.
 
     Returns:
@@ -58,6 +61,7 @@ def train(
         raise ValueError(f"There is no training stage {', '.join(sorted(unknown))}; choose from {', '.join(STAGES)}.")
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     trainer = Trainer(preset, TRAINING[preset_name], Path(art), RunDir(run_dir), _device(device), compile_blocks)
+    trainer.start_from = start_from
     deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
     for stage in (name for name in STAGES if name in stages):
         remaining = deadline - time.monotonic()
@@ -77,6 +81,7 @@ class Trainer:
     ):
         self.preset, self.params, self.run_dir, self.device = preset, params, run, device
         self.compile_blocks = compile_blocks
+        self.start_from: str | Path | None = None
         self.art = ArtPack.load(art)
         self.scenes = SceneGenerator(self.art, SceneParams(size=preset.size), device, split="train")
         run.save_config({"preset": asdict(preset), "training": asdict(params), "torch": torch.__version__})
@@ -116,9 +121,10 @@ class Trainer:
 
     def _motion(self, steps: int | None, limits: Limits) -> bool:
         model = self._generative()
-        started_from = self.run_dir.load_checkpoint("spatial", self.device)
-        if started_from is not None:
-            model.load_state_dict(started_from["module"])
+        if self.start_from is not None:
+            self._load_generative(model, self.start_from)
+        elif (spatial := self.run_dir.load_checkpoint("spatial", self.device)) is not None:
+            model.load_state_dict(spatial["module"])
         stage = MotionStage(model, self._frozen_autoencoder(), self.params.motion, self.preset, self.scenes)
         done = self._loop(stage, self.params.motion.loop, steps, limits)
         self._save_generative(model)
@@ -146,6 +152,11 @@ class Trainer:
         for module in model.modules():
             if isinstance(module, kinds):
                 module.forward = torch.compile(module.forward, dynamic=False)  # type: ignore[method-assign]
+
+    def _load_generative(self, model: Generative, folder: str | Path) -> None:
+        bundle = load_bundle(folder)
+        for own, loaded in ((model.unet, bundle.unet), (model.motion, bundle.motion), (model.text, bundle.text)):
+            own.load_state_dict(loaded.state_dict())
 
     def _save_generative(self, model: Generative) -> None:
         weights, notes = self.run_dir.weights, self._notes()

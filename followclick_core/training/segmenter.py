@@ -140,6 +140,7 @@ class SegmenterStage:
 
     name = "segmenter"
     replayable = True
+    all_bfloat16 = False  # the sinusoids of a click's position need all their bits
 
     def __init__(self, sam: "Sam", params: SegmenterTrainParams, scenes: StillSource, device: torch.device):
         self.module: nn.Module = sam

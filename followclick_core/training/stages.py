@@ -41,6 +41,7 @@ class AutoencoderStage:
 
     name = "autoencoder"
     replayable = True
+    all_bfloat16 = True
 
     def __init__(self, model: Autoencoder, params: AutoencoderParams, scenes: SceneGenerator):
         self.module = model
@@ -59,7 +60,7 @@ class AutoencoderStage:
         pixels = batch["pixels"]
         latents = self.module.encode(pixels)
         decoded = self.module.decode(latents + self.params.latent_noise * batch["noise"]).float()
-        error = decoded - pixels
+        error = decoded - pixels.float()
         mean_square = error.square().mean()
         statistics = latent_statistics_loss(latents.float())
         loss = error.abs().mean() + mean_square + self.params.gradient_weight * gradient_loss(error)
@@ -76,6 +77,7 @@ class SpatialStage:
 
     name = "spatial"
     replayable = True
+    all_bfloat16 = True
 
     def __init__(
         self, model: Generative, autoencoder: Autoencoder, params: SpatialParams, preset: Preset, scenes: SceneGenerator
@@ -113,6 +115,7 @@ class MotionStage:
 
     name = "motion"
     replayable = True
+    all_bfloat16 = True
 
     def __init__(
         self,
@@ -172,8 +175,8 @@ class MotionStage:
                 batch["t"].repeat_interleave(num_frames),
                 context.repeat_interleave(num_frames, dim=0),
             )
-        error = (v.float() - fold_frames(batch["v"])).square().mean(dim=1)
-        swept = batch["swept"].repeat_interleave(num_frames, dim=0)[:, 0]
+        error = (v.float() - fold_frames(batch["v"]).float()).square().mean(dim=1)
+        swept = batch["swept"].float().repeat_interleave(num_frames, dim=0)[:, 0]
         weight = 1 + self.params.region_weight * swept
         inside = (error * swept).sum() / swept.sum()
         outside = (error * (1 - swept)).sum() / (1 - swept).sum()
@@ -210,7 +213,7 @@ def diffuse(x_0: Tensor, schedule: NoiseSchedule, generator: torch.Generator) ->
 def image_loss(model: Generative, batch: Chunk) -> Tensor:
     """v-prediction loss of single frames under their captions; no motion model takes part."""
     v = model.unet(fold_frames(batch["x_t"]), batch["t"], model.text(batch["tokens"]))
-    return F.mse_loss(v.float(), fold_frames(batch["v"]))
+    return F.mse_loss(v.float(), fold_frames(batch["v"]).float())
 
 
 @torch.no_grad()

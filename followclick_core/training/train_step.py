@@ -34,6 +34,7 @@ class TrainStep:
             fused=self._cuda,
             capturable=self._replays,
         )
+        self._stage_module = _StageModule(stage)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: dict[str, Tensor] = {}
         self._figures: dict[str, Tensor] = {}
@@ -60,14 +61,23 @@ class TrainStep:
         return self._figures
 
     def _step(self, batch: Any) -> dict[str, Tensor]:
-        # Without its cache, autocast leaves no cast weights behind that a recorded graph would keep reusing.
-        with torch.autocast(self._device.type, torch.bfloat16, cache_enabled=not self._replays):
-            loss, figures = self._stage.loss(batch)
+        loss, figures = self._loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._stage.module.parameters(), self._clip_norm)
         self.optimizer.step()
         return {"loss": loss.detach(), "grad_norm": norm.detach(), **figures}
+
+    def _loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        if not (self._cuda and self._stage.all_bfloat16):
+            # Without its cache, autocast leaves no cast weights behind that a recorded graph would keep reusing.
+            with torch.autocast(self._device.type, torch.bfloat16, cache_enabled=not self._replays):
+                return self._stage.loss(batch)
+        # All activations in bfloat16 on a bfloat16 copy of the weights: autocast would keep norms and residuals in float32,
+        # and a small model's time goes into moving just those. The optimizer's own weights stay float32.
+        weights = {f"module.{name}": p.bfloat16() for name, p in self._stage.module.named_parameters()}
+        batch = {key: value.bfloat16() if value.is_floating_point() else value for key, value in batch.items()}
+        return torch.func.functional_call(self._stage_module, weights, (batch,))
 
     def _on_side_stream(self, batch: Any) -> dict[str, Tensor]:
         side = torch.cuda.Stream(self._device)
@@ -84,3 +94,15 @@ class TrainStep:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._figures = self._step(self._inputs)
+
+
+class _StageModule(nn.Module):
+    """A stage as a module, whose weights can be replaced for one call."""
+
+    def __init__(self, stage: "Stage"):
+        super().__init__()
+        self.module = stage.module
+        self.loss = stage.loss
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(batch)
