@@ -125,8 +125,10 @@ def train(arguments: argparse.Namespace) -> None:
         STAGES if "all" in stages else stages,
         steps=arguments.steps,
         max_seconds=arguments.max_seconds,
+        time_budget=arguments.time_budget,
         device=_device(arguments.device),
         compile_blocks=arguments.compile,
+        start_from=arguments.start_from,
     )
     if not arguments.quiet:
         state = "is finished" if finished else "is not finished; the same command goes on with it"

@@ -158,7 +158,10 @@ def _measure(parser: argparse.ArgumentParser) -> None:
 
 def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--preset", required=True, metavar="demo|nano", help="demo: 256 px, for a GPU; nano: 128 px, for a CPU"
+        "--preset",
+        required=True,
+        metavar="demo|small|nano",
+        help="demo: 256 px, for a GPU; small: the same at 128 px, for a short GPU run; nano: 128 px, for a CPU",
     )
     parser.add_argument("--art", required=True, metavar="ZIP", help="what build-art wrote")
     parser.add_argument(
@@ -171,7 +174,13 @@ def _train(parser: argparse.ArgumentParser) -> None:
         help="all (default), autoencoder, segmenter, spatial or motion; may be given several times",
     )
     parser.add_argument("--max-seconds", type=float, metavar="S", help="stop in good order after this long")
+    parser.add_argument(
+        "--time-budget", type=float, metavar="S", help="seconds for each stage, over all commands that go on with it"
+    )
     parser.add_argument("--steps", type=_count, metavar="N", help="steps of each stage, instead of the preset's")
+    parser.add_argument(
+        "--start-from", metavar="FOLDER", help="weights of the same architecture with which the motion stage begins"
+    )
     parser.add_argument("--compile", action="store_true", help="compile the models: a slow start, then faster on a GPU")
     _device(parser)
 
