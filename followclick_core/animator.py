@@ -38,7 +38,7 @@ class Canvas:
 
     Args:
         width, height: The clip's size.
-        padded_width, padded_height: Multiples of what the UNet needs; the padding repeats the border and is cut off again.
+        padded_width, padded_height: What the UNet needs; the padding repeats the border and is cut off again.
     """
 
     width: int
@@ -115,7 +115,9 @@ class Animator:
         device = torch.device(device) if device is not None else best_device()
         folder = None if str(name) == DEMO else Path(name)
         if folder is not None and not folder.is_dir():
-            raise FileNotFoundError(f"There is no model {name!s}; give {DEMO!r} or the weights folder of a training run.")
+            raise FileNotFoundError(
+                f"There is no model {name!s}; give {DEMO!r} or the weights folder of a training run."
+            )
         bundle = load_bundle(folder).to(device)
         segmenter = load_segmenter(weights_path("segmenter", folder), device)
         return cls(bundle, segmenter, str(name))
@@ -165,7 +167,7 @@ class Animator:
         image = to_rgb_uint8(image)
         check_request(motion, magnitude, num_frames, steps, guidance_scale)
         seconds: dict[str, float] = {}
-        with _stage("segment", seconds, progress):
+        with _Stage("segment", seconds, progress):
             mask = self.segment(image, clicks).best
         return self.animate_mask(
             image, mask, motion, magnitude, num_frames, steps, guidance_scale, seed, progress, seconds, clicks
@@ -193,11 +195,11 @@ class Animator:
         canvas = self.canvas(image)
         params = SamplingParams(num_frames, steps, guidance_scale)
         pixels, region = canvas.place(image), canvas.place_mask(mask)
-        with _stage("sample", seconds, progress) as callback:
+        with _Stage("sample", seconds, progress) as callback:
             latents = generate_latents(
                 self.bundle, pixels, region, [motion.strip()], [magnitude], [seed], params, callback
             )
-        with _stage("decode", seconds, progress) as callback:
+        with _Stage("decode", seconds, progress) as callback:
             frames = canvas.cut(decode_clip(self.bundle, latents, callback))
         small_mask = (region[0, 0, : canvas.height, : canvas.width] >= 0.5).numpy()
         if not small_mask.any():
@@ -211,7 +213,7 @@ class Animator:
             "guidance_scale": guidance_scale,
             "seed": seed,
         }
-        with _stage("measure", seconds, progress):
+        with _Stage("measure", seconds, progress):
             measured = self._measure(frames, small_mask)
         report = {
             "asked": asked,
@@ -232,7 +234,7 @@ class Animator:
 
     @torch.inference_mode()
     def autoencode(self, image: Image) -> np.ndarray:
-        """The image through the autoencoder and back, at the clip's size: the best that any clip's first frame can be."""
+        """The image through the autoencoder and back, at the clip's size: the best that a first frame can be."""
         canvas = self.canvas(image)
         pixels = canvas.place(to_rgb_uint8(image)).to(self.bundle.device)
         return canvas.cut(decode_clip(self.bundle, self.bundle.autoencoder.encode(pixels)[:, :, None]))[0]
@@ -258,7 +260,8 @@ def check_request(motion: str, magnitude: float, num_frames: int, steps: int, gu
         raise ValueError('The motion prompt is empty; say what the object does, such as "run" or "flap the wings".')
     if not math.isfinite(magnitude) or not 0 <= magnitude <= MAX_MAGNITUDE:
         raise ValueError(
-            f"The motion magnitude is {magnitude}; give pixels per frame at 512 pixels of width, from 0 to {MAX_MAGNITUDE:g}."
+            f"The motion magnitude is {magnitude}; give pixels per frame at 512 pixels of width, "
+            f"from 0 to {MAX_MAGNITUDE:g}."
         )
     if not 1 <= num_frames <= MAX_FRAMES:
         raise ValueError(f"A clip has from 1 to {MAX_FRAMES} frames, not {num_frames}; 16 is what the model learned.")
@@ -292,7 +295,7 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-class _stage:
+class _Stage:
     """Times a stage into `seconds`, and tells `progress` of its start, steps and end."""
 
     def __init__(self, name: str, seconds: dict[str, float], progress: Progress | None):

@@ -70,7 +70,7 @@ def save_safetensors(
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a weights file of any allowed format; pickles run no code (`weights_only`).
 
-    A training checkpoint's wrapping is taken off: a `state_dict` entry, DDP's `module.` prefix, entries that are no tensors.
+    A training checkpoint's wrapping is taken off: a `state_dict` entry, DDP's `module.` prefix, and what is no tensor.
     """
     path = _existing(path)
     if path.suffix.lower() in SAFETENSORS_SUFFIXES:

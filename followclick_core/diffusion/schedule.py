@@ -1,10 +1,10 @@
 """Discrete noise schedule for v-prediction, with zero terminal SNR.
 
 The forward process is x_t = alpha_t x_0 + sigma_t noise, where alpha_t^2 = alphas_cumprod[t] and
-sigma_t^2 = 1 - alpha_t^2. Stable Diffusion's schedule stops with a trace of the clean video in its last step, which pure noise
-at inference does not have. Shifting and scaling alpha_t to end at zero removes the trace (Lin et al. 2024, arXiv:2305.08891,
-Algorithm 1). With alpha_T = 0 the noise says nothing about x_0, so the model predicts v = alpha_t noise - sigma_t x_0 instead
-(Salimans & Ho 2022, arXiv:2202.00512; paper section 4.1).
+sigma_t^2 = 1 - alpha_t^2. Stable Diffusion's schedule stops with a trace of the clean video in its last step, which
+pure noise at inference does not have. Shifting and scaling alpha_t to end at zero removes the trace (Lin et al. 2024,
+arXiv:2305.08891, Algorithm 1). With alpha_T = 0 the noise says nothing about x_0, so the model predicts
+v = alpha_t noise - sigma_t x_0 instead (Salimans & Ho 2022, arXiv:2202.00512; paper section 4.1).
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,9 @@ class ScheduleParams:
 
     def __post_init__(self) -> None:
         if self.beta_schedule not in BETA_SCHEDULES:
-            raise ValueError(f"There is no beta schedule {self.beta_schedule!r}; choose one of {', '.join(BETA_SCHEDULES)}.")
+            raise ValueError(
+                f"There is no beta schedule {self.beta_schedule!r}; choose one of {', '.join(BETA_SCHEDULES)}."
+            )
 
 
 class NoiseSchedule(nn.Module):
@@ -91,7 +93,7 @@ def rescale_zero_terminal_snr(alphas_cumprod: PerTimestep) -> PerTimestep:
 
 
 def trailing_timesteps(num_inference_steps: int, num_train_timesteps: int = 1000) -> list[int]:
-    """Descending timesteps that begin at the last one, T - 1, which zero terminal SNR needs (Lin et al. 2024, section 3.3).
+    """Descending timesteps that begin at the last, T - 1, as zero terminal SNR needs (Lin et al. 2024, section 3.3).
 
     Raises:
         ValueError: fewer than one step, or more steps than the schedule has.

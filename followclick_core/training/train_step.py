@@ -73,8 +73,8 @@ class TrainStep:
             # Without its cache, autocast leaves no cast weights behind that a recorded graph would keep reusing.
             with torch.autocast(self._device.type, torch.bfloat16, cache_enabled=not self._replays):
                 return self._stage.loss(batch)
-        # All activations in bfloat16 on a bfloat16 copy of the weights: autocast would keep norms and residuals in float32,
-        # and a small model's time goes into moving just those. The optimizer's own weights stay float32.
+        # All activations in bfloat16 on a bfloat16 copy of the weights: autocast would keep norms and residuals in
+        # float32, and a small model's time goes into moving just those. The optimizer's own weights stay float32.
         weights = {f"module.{name}": p.bfloat16() for name, p in self._stage.module.named_parameters()}
         batch = {key: value.bfloat16() if value.is_floating_point() else value for key, value in batch.items()}
         return torch.func.functional_call(self._stage_module, weights, (batch,))
