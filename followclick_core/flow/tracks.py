@@ -3,7 +3,7 @@
 Flow between consecutive frames alone loses an object bit by bit: points at its edge stick to the background, and
 fifteen small errors add up. So each frame is also registered to the first: the object is cut out of both, brought to
 the same place, size and brightness by the affine motion found so far, and the flow between the two cut-outs is the
-correction. On generated scenes with known motion this measures 98 % of the true magnitude, where flow alone gets 81 %.
+correction. On generated scenes with known motion this measures 99 % of the true magnitude, where flow alone gets 81 %.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from .estimators import FlowEstimator, dis_flow
 CUTOUT_BORDER = 0.25  # around the object, in its own sizes
 CUTOUT_SIDES = (96, 256)  # px; smaller objects are enlarged, larger ones reduced
 AFFINE_POINTS = 1500  # more would not make the fit any better
+ROUNDS = 2  # of registration per frame
 LOST_SHARE = 0.2  # with fewer of its points in the picture an object has left it; flow at the very edge is a guess
 
 
@@ -104,35 +105,57 @@ class _Cutout:
         self.scale = side / reach
         self.corner = (low + high) / 2 - (side - 1) / 2 / self.scale
         self.pixels = (grid / self.scale + self.corner).astype(np.float32)  # where the cut-out's pixels lie in frame 0
-        self.picture = sample(frame, self.pixels).reshape(side, side, 3)
+        self.picture = np.rint(sample(frame, self.pixels)).astype(np.uint8).reshape(side, side, 3)
         self.start = start
         self.on_picture = (start - self.corner) * self.scale
         self.own = sample(self.picture, self.on_picture)
         self.estimator = estimator
         self.few = np.random.default_rng(0).permutation(len(start))[:AFFINE_POINTS]
+        self.affines = [np.eye(2, 3), np.eye(2, 3)]  # of the frames so far, from frame 0
 
     def register(self, frame: np.ndarray, predicted: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, float]:
         """Where the points are in `frame`, given a prediction; and the object's brightness there against frame 0's."""
         use = self.few[inside[self.few]]
         if len(use) == 0:
             return predicted, 1.0
-        affine = fit_affine(self.start[use], predicted[use])
-        seen = use[_within(predicted[use], frame)]
-        gain = self._gain(frame, predicted, seen)
+        guesses = [apply_affine(affine, self.start) for affine in self._guesses(predicted, use)]
+        best = min([predicted, *guesses], key=lambda points: self._mismatch(frame, points, use))
+        mismatch = self._mismatch(frame, best, use)
+        for _ in range(ROUNDS):
+            moved = self._corrected(frame, fit_affine(self.start[use], best[use]), self._gain(frame, best, use))
+            before, mismatch = mismatch, min(mismatch, self._mismatch(frame, moved, use))
+            # A correction that fits the picture no better comes of something that is not the object.
+            if mismatch >= before:
+                break
+            best = moved
+        self.affines.append(fit_affine(self.start[use], best[use]))
+        return best, self._gain(frame, best, use)
+
+    def _guesses(self, predicted: np.ndarray, use: np.ndarray) -> list[np.ndarray]:
+        """Affine maps that frame 0's object may have come by: the flow's, the fastest points' way, the way so far."""
+        last, before = self.affines[-1], self.affines[-2]
+        step = predicted[use] - apply_affine(last, self.start[use])
+        speed = np.linalg.norm(step, axis=-1)
+        fastest = np.median(step[speed >= np.quantile(speed, 0.75)], axis=0)
+        return [fit_affine(self.start[use], predicted[use]), last + np.outer(fastest, [0, 0, 1]), 2 * last - before]
+
+    def _corrected(self, frame: np.ndarray, affine: np.ndarray, gain: float) -> np.ndarray:
         aligned = sample(frame, apply_affine(affine, self.pixels)) / gain
         aligned = np.rint(aligned.clip(0, 255)).astype(np.uint8).reshape(self.picture.shape)
-        correction = self.estimator(np.rint(self.picture).astype(np.uint8), aligned)
-        moved = apply_affine(affine, self.start + sample(correction, self.on_picture) / self.scale)
-        # A correction that fits the picture worse than the prediction comes of something that is not the object.
-        better = self._mismatch(frame, moved, seen, gain) <= self._mismatch(frame, predicted, seen, gain)
-        return (moved if better else predicted), gain
+        correction = self.estimator(self.picture, aligned)
+        return apply_affine(affine, self.start + sample(correction, self.on_picture) / self.scale)
 
-    def _gain(self, frame: np.ndarray, points: np.ndarray, which: np.ndarray) -> float:
+    def _gain(self, frame: np.ndarray, points: np.ndarray, use: np.ndarray) -> float:
+        seen = use[_within(points[use], frame)]
         # Four grey levels keep a black object's ratio near 1.
-        return float((sample(frame, points[which]).mean() + 4) / (self.own[which].mean() + 4)) if len(which) else 1.0
+        return float((sample(frame, points[seen]).mean() + 4) / (self.own[seen].mean() + 4)) if len(seen) else 1.0
 
-    def _mismatch(self, frame: np.ndarray, points: np.ndarray, which: np.ndarray, gain: float) -> float:
-        return float(np.abs(sample(frame, points[which]) / gain - self.own[which]).mean()) if len(which) else 0.0
+    def _mismatch(self, frame: np.ndarray, points: np.ndarray, use: np.ndarray) -> float:
+        """Mean difference between the object here and in frame 0, in grey levels."""
+        seen = use[_within(points[use], frame)]
+        if len(seen) < len(use) / 4:
+            return float("inf")
+        return float(np.abs(sample(frame, points[seen]) / self._gain(frame, points, use) - self.own[seen]).mean())
 
 
 def fit_affine(source: np.ndarray, target: np.ndarray, rounds: int = 4) -> np.ndarray:

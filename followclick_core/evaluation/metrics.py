@@ -1,0 +1,59 @@
+"""Statistics of an evaluation: how sure a mean is, how well one number follows another, how far two masks agree."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Statistic = Callable[[np.ndarray], float]
+
+
+def bootstrap_interval(
+    rows: np.ndarray, statistic: Statistic, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of `statistic` over resampled rows (Efron & Tibshirani 1993, chapter 13).
+
+    Rows, the first axis, are what is independent: scenes, not frames. Resamples that have no finite statistic (all
+    rows equal, in a correlation) are left out; without any the interval is (nan, nan).
+    """
+    generator = np.random.default_rng(seed)
+    picks = generator.integers(0, len(rows), size=(resamples, len(rows)))
+    with np.errstate(all="ignore"):
+        values = np.array([statistic(rows[pick]) for pick in picks])
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return float("nan"), float("nan")
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def spearman(asked: np.ndarray, measured: np.ndarray) -> float:
+    """Rank correlation: 1 where the one always grows with the other; equal values share their mean rank."""
+    return pearson(_ranks(asked), _ranks(measured))
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Correlation, nan where either does not vary."""
+    x, y = x - np.mean(x), y - np.mean(y)
+    scale = np.sqrt((x**2).sum() * (y**2).sum())
+    return float((x * y).sum() / scale) if scale > 0 else float("nan")
+
+
+def linear_fit(asked: np.ndarray, measured: np.ndarray) -> tuple[float, float, float]:
+    """Slope, intercept and R² of the least-squares line; nan where `asked` or `measured` does not vary."""
+    if np.ptp(asked) == 0:
+        return float("nan"), float("nan"), float("nan")
+    slope, intercept = np.polyfit(asked, measured, 1)
+    return float(slope), float(intercept), pearson(asked, measured) ** 2
+
+
+def mask_iou(mask: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two bool masks; two empty ones agree."""
+    union = int((mask | other).sum())
+    return int((mask & other).sum()) / union if union else 1.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[group]

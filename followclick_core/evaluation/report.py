@@ -1,0 +1,131 @@
+"""Write an evaluation down: JSON with every scene, Markdown for the model card, a contact sheet, a magnitude plot."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PillowImage
+from PIL import ImageDraw
+
+from ..files import atomic_path, write_json
+from .scoring import Evaluation, Figure, SceneScore
+from .takes import read_scenes
+
+SHEET_FRAMES = 6
+SHEET_SCENES = 12
+SHEET_SIDE = 128
+LABEL_HEIGHT = 16
+
+
+def write_report(evaluation: Evaluation, out_dir: str | Path) -> None:
+    """report.json, report.md, contact_sheet.png and, where matplotlib is installed, magnitude.png."""
+    out_dir = Path(out_dir)
+    write_json(out_dir / "report.json", to_dict(evaluation))
+    with atomic_path(out_dir / "report.md") as temporary:
+        temporary.write_text(to_markdown(evaluation), encoding="utf-8")
+    with atomic_path(out_dir / "contact_sheet.png") as temporary:
+        contact_sheet(evaluation, out_dir).save(temporary)
+    _plot_magnitude(evaluation.scenes, out_dir / "magnitude.png")
+
+
+def to_dict(evaluation: Evaluation) -> dict:
+    """JSON-able: settings, figures with intervals and bars, per verb, confusion, and every scene."""
+    return {
+        "settings": evaluation.settings,
+        "figures": [{**asdict(figure), "passes": figure.passes} for figure in evaluation.figures],
+        "verbs": {
+            verb: {"scenes": total, "recognised": right} for verb, (right, total) in by_verb(evaluation.scenes).items()
+        },
+        "confusion": {f"{verb} -> {seen}": count for (verb, seen), count in confusion(evaluation.scenes).items()},
+        "scenes": [asdict(scene) for scene in evaluation.scenes],
+    }
+
+
+def to_markdown(evaluation: Evaluation) -> str:
+    """The bars as a table, then the verbs. A figure below its bar says so."""
+    settings = ", ".join(f"{key} {value}" for key, value in evaluation.settings.items())
+    lines = [f"{len(evaluation.scenes)} held-out scenes ({settings}).", ""]
+    lines += ["| figure | value | 95 % interval | bar | |", "|---|---|---|---|---|"]
+    lines += [_row(figure) for figure in evaluation.figures]
+    lines += ["", "| verb | recognised | taken for |", "|---|---|---|"]
+    mistakes = confusion(evaluation.scenes)
+    for verb, (right, total) in by_verb(evaluation.scenes).items():
+        taken = [f"{seen} {count}" for (asked, seen), count in mistakes.items() if asked == verb and seen != verb]
+        lines.append(f"| {verb} | {right} of {total} | {', '.join(taken) or '–'} |")
+    return "\n".join(lines) + "\n"
+
+
+def by_verb(scenes: Sequence[SceneScore]) -> dict[str, tuple[int, int]]:
+    """Verb -> (recognised, scenes), alphabetically."""
+    totals = Counter(scene.verb for scene in scenes)
+    right = Counter(scene.verb for scene in scenes if scene.recognised == scene.verb)
+    return {verb: (right[verb], totals[verb]) for verb in sorted(totals)}
+
+
+def confusion(scenes: Sequence[SceneScore]) -> dict[tuple[str, str], int]:
+    """(verb asked, verb seen) -> how often, the most frequent first."""
+    return dict(Counter((scene.verb, scene.recognised) for scene in scenes).most_common())
+
+
+def contact_sheet(evaluation: Evaluation, out_dir: str | Path) -> PillowImage.Image:
+    """A row of frames per scene under what was asked and what was seen."""
+    scores = {scene.index: scene for scene in evaluation.scenes}
+    rows = []
+    for scene in read_scenes(out_dir):
+        if len(rows) == SHEET_SCENES:
+            break
+        frames = scene.takes[0].frames
+        picks = np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int)
+        rows.append(_sheet_row(frames[picks], scores[scene.index]))
+    sheet = PillowImage.new("RGB", (SHEET_FRAMES * SHEET_SIDE, sum(row.height for row in rows)), "white")
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, number * row.height))
+    return sheet
+
+
+def _sheet_row(frames: np.ndarray, scored: SceneScore) -> PillowImage.Image:
+    row = PillowImage.new("RGB", (SHEET_FRAMES * SHEET_SIDE, SHEET_SIDE + LABEL_HEIGHT), "white")
+    label = (
+        f"{scored.prompt}  (seen: {scored.recognised})  "
+        f"magnitude {scored.magnitude_asked:.1f} -> {scored.magnitude:.1f}  inside {scored.energy_share:.0%}"
+    )
+    ImageDraw.Draw(row).text((4, 2), label, fill="black")
+    for column, frame in enumerate(frames):
+        picture = PillowImage.fromarray(frame).resize((SHEET_SIDE, SHEET_SIDE), PillowImage.Resampling.LANCZOS)
+        row.paste(picture, (column * SHEET_SIDE, LABEL_HEIGHT))
+    return row
+
+
+def _plot_magnitude(scenes: Sequence[SceneScore], path: Path) -> None:
+    try:
+        from matplotlib.figure import Figure as Canvas
+    except ImportError:
+        return
+    canvas = Canvas(figsize=(5, 5), layout="constrained")
+    axes = canvas.add_subplot()
+    axes.plot([1, 32], [1, 32], color="0.8", linewidth=1)
+    own = np.array([(scene.magnitude_asked, scene.magnitude) for scene in scenes])
+    axes.scatter(own[:, 0], own[:, 1], s=12, color="0.6", label="scenes, own magnitude")
+    for scene in scenes:
+        if scene.sweep:
+            asked, measured = zip(*scene.sweep, strict=True)
+            axes.plot(
+                asked, measured, marker="o", markersize=3, linewidth=1, label=f"{scene.verb} (scene {scene.index})"
+            )
+    axes.set(xscale="symlog", yscale="symlog", xlabel="magnitude asked (px/frame at 512)", ylabel="measured")
+    axes.legend(fontsize=6)
+    with atomic_path(path) as temporary:
+        canvas.savefig(temporary, dpi=120)
+
+
+def _row(figure: Figure) -> str:
+    if figure.bar is None:
+        bar, verdict = "", ""
+    else:
+        bar = f"{'≥' if figure.at_least else '≤'} {figure.bar:g}"
+        verdict = "not measured" if figure.value is None else "passes" if figure.passes else "**below the bar**"
+    interval = "–" if figure.low is None or figure.high is None else f"{figure.low:.3g} … {figure.high:.3g}"
+    value = "–" if figure.value is None else f"{figure.value:.3g}"
+    return f"| {figure.name} | {value} | {interval} | {bar} | {verdict} |"

@@ -1,0 +1,210 @@
+"""Measure the takes of held-out scenes and hold their means against the bars.
+
+Everything is read off the clip's optical flow inside and outside the *true* silhouette of the target, so a wrong click
+mask shows as motion in the wrong place, not as a change of the measure.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.verbs import VERBS
+from ..flow.magnitude import REFERENCE_WIDTH, object_speeds, psnr, report_motion
+from ..flow.tracks import clip_flows, follow
+from .metrics import bootstrap_interval, linear_fit, mask_iou, spearman
+from .takes import SceneTakes, read_scenes, read_settings
+from .verbs import recognise_verb
+
+Progress = Callable[[str, int, int], None]
+
+EQUAL_TO_THE_EYE = 40.0  # dB: what lies above it is no loss
+
+
+@dataclass(frozen=True)
+class SceneScore:
+    """One scene's figures: magnitudes in px/frame at 512 px of width, PSNR in dB; None: nothing to measure it on."""
+
+    index: int
+    verb: str
+    prompt: str
+    recognised: str
+    magnitude_asked: float
+    magnitude: float
+    leak: float
+    energy_share: float
+    energy_share_above_floor: float
+    distractor_motion: float | None
+    background_psnr: float | None  # the worst frame's, against the clip's own frame 0
+    background_psnr_photo: float | None  # the worst frame's, against the photo
+    background_psnr_round_trip: float | None  # the autoencoder's round trip of the photo, at the same pixels
+    target_psnr_photo: float  # frame 0 inside the target
+    target_psnr_round_trip: float
+    click_iou: float
+    seconds: float
+    sweep: tuple[tuple[float, float], ...] = ()  # (magnitude asked, measured)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the evaluation with its 95 % bootstrap interval over scenes, and its bar, if there is one."""
+
+    name: str
+    value: float | None  # None: nothing to measure it on
+    low: float | None
+    high: float | None
+    bar: float | None = None
+    at_least: bool = True
+
+    @property
+    def passes(self) -> bool | None:
+        if self.bar is None:
+            return None
+        return self.value is not None and (self.value >= self.bar if self.at_least else self.value <= self.bar)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    settings: dict[str, Any]
+    scenes: tuple[SceneScore, ...]
+    figures: tuple[Figure, ...]
+
+    def figure(self, name: str) -> Figure:
+        return next(figure for figure in self.figures if figure.name == name)
+
+
+def score(out_dir: str | Path, verbs: Sequence[str] = VERBS, progress: Progress | None = None) -> Evaluation:
+    """Measure every take that `generate` wrote into `out_dir`.
+
+    Args:
+        verbs: What the verb rule chooses from.
+        progress: Called with ("score", scenes done, scenes in all).
+    """
+    settings = read_settings(out_dir)
+    scores = []
+    for scene in read_scenes(out_dir):
+        scores.append(score_scene(scene, verbs))
+        if progress is not None:
+            progress("score", len(scores), settings.get("num_scenes", len(scores)))
+    if not scores:
+        raise FileNotFoundError(f"There is no whole scene in {out_dir}; generate the clips to score first.")
+    return Evaluation(settings, tuple(scores), figures_of(scores))
+
+
+def score_scene(scene: SceneTakes, verbs: Sequence[str] = VERBS) -> SceneScore:
+    """Every figure of one scene, off its first take; the others give the magnitude sweep."""
+    main = scene.takes[0]
+    flows = clip_flows(main.frames)
+    tracks = follow(main.frames, scene.mask, flows)
+    motion = report_motion(main.frames, scene.mask, flows, tracks)
+    background = ~motion.swept
+    photo_psnr = [psnr(frame[background], scene.image[background]) for frame in main.frames] if background.any() else []
+    return SceneScore(
+        index=scene.index,
+        verb=scene.verb,
+        prompt=scene.prompt,
+        recognised=recognise_verb(main.frames, scene.mask, verbs, tracks),
+        magnitude_asked=main.magnitude,
+        magnitude=motion.inside,
+        leak=motion.outside,
+        energy_share=motion.energy_share,
+        energy_share_above_floor=motion.energy_share_above_floor,
+        distractor_motion=_mean_flow(flows, scene.distractors & background),
+        background_psnr=motion.background_psnr,
+        background_psnr_photo=min(photo_psnr, default=None),
+        background_psnr_round_trip=psnr(scene.round_trip[background], scene.image[background]) if photo_psnr else None,
+        target_psnr_photo=psnr(main.frames[0][scene.mask], scene.image[scene.mask]),
+        target_psnr_round_trip=psnr(scene.round_trip[scene.mask], scene.image[scene.mask]),
+        click_iou=mask_iou(main.mask, scene.mask),
+        seconds=main.seconds,
+        sweep=tuple((take.magnitude, _magnitude(take.frames, scene.mask)) for take in scene.takes[1:]),
+    )
+
+
+def figures_of(scores: Sequence[SceneScore]) -> tuple[Figure, ...]:
+    """The means over scenes, with the bars of the project."""
+    photo = [(s.background_psnr_round_trip, s.background_psnr_photo) for s in scores]
+    return (
+        _mean("energy share inside the swept region", (s.energy_share for s in scores), bar=0.80),
+        _mean("the same, flow above the noise floor", (s.energy_share_above_floor for s in scores)),
+        _ratio_figure(scores),
+        _mean("background against frame 0, worst frame (dB)", (s.background_psnr for s in scores), bar=30.0),
+        _mean("background against the photo, worst frame (dB)", (s.background_psnr_photo for s in scores)),
+        _mean("background of the autoencoder's round trip (dB)", (s.background_psnr_round_trip for s in scores)),
+        _mean("background: dB below the round trip", (_loss(*pair) for pair in photo), bar=1.0, at_least=False),
+        _mean(
+            "frame 0 inside the target: dB below the round trip",
+            (_loss(s.target_psnr_round_trip, s.target_psnr_photo) for s in scores),
+            bar=2.0,
+            at_least=False,
+        ),
+        *_magnitude_figures(scores),
+        _mean("verb recognised", (float(s.recognised == s.verb) for s in scores), bar=0.50),
+        _mean("click mask IoU", (s.click_iou for s in scores), bar=0.75),
+        _mean("magnitude inside the target (px/frame at 512)", (s.magnitude for s in scores)),
+        _mean("leak outside the swept region (px/frame at 512)", (s.leak for s in scores)),
+        _mean("seconds per clip", (s.seconds for s in scores)),
+    )
+
+
+def _magnitude_figures(scores: Sequence[SceneScore]) -> tuple[Figure, ...]:
+    sweeps = [np.array(s.sweep) for s in scores if s.sweep]
+    own = np.array([(s.magnitude_asked, s.magnitude) for s in scores])
+    return (
+        _curve("magnitude sweep 2/4/8/16: Spearman", sweeps, spearman, bar=0.80),
+        _curve("magnitude sweep: slope of measured over asked", sweeps, lambda *xy: linear_fit(*xy)[0]),
+        _curve("magnitude sweep: R²", sweeps, lambda *xy: linear_fit(*xy)[2]),
+        _curve("the scenes' own magnitudes: Spearman", list(own[:, None]), spearman),
+        _curve("the scenes' own magnitudes: slope", list(own[:, None]), lambda *xy: linear_fit(*xy)[0]),
+    )
+
+
+def _mean(name: str, values: Iterable[float | None], bar: float | None = None, at_least: bool = True) -> Figure:
+    known = np.array([value for value in values if value is not None])
+    return _figure(name, known, lambda rows: float(rows.mean()), bar, at_least)
+
+
+def _ratio_figure(scores: Sequence[SceneScore]) -> Figure:
+    """A ratio of means, not a mean of ratios: a target that does not move would make its own ratio infinite."""
+    pairs = np.array([(s.distractor_motion, s.magnitude) for s in scores if s.distractor_motion is not None])
+    ratio = lambda rows: float(rows[:, 0].sum() / rows[:, 1].sum())  # noqa: E731
+    if len(pairs) and not pairs[:, 1].any():
+        return Figure("distractors' motion / target's", None, None, None, 0.15, at_least=False)
+    return _figure("distractors' motion / target's", pairs, ratio, 0.15, at_least=False)
+
+
+def _curve(
+    name: str, scenes: list[np.ndarray], statistic: Callable[[np.ndarray, np.ndarray], float], bar: float | None = None
+) -> Figure:
+    """A statistic of all (asked, measured) points; whole scenes are resampled, as their points hang together."""
+    if not scenes:
+        return Figure(name, None, None, None, bar)
+    rows = np.stack(scenes)
+    return _figure(name, rows, lambda sample: statistic(sample[..., 0].ravel(), sample[..., 1].ravel()), bar)
+
+
+def _figure(
+    name: str, rows: np.ndarray, statistic: Callable[[np.ndarray], float], bar: float | None, at_least: bool = True
+) -> Figure:
+    if len(rows) == 0:
+        return Figure(name, None, None, None, bar, at_least)
+    value, low, high = (x if np.isfinite(x) else None for x in (statistic(rows), *bootstrap_interval(rows, statistic)))
+    return Figure(name, value, low, high, bar, at_least)
+
+
+def _magnitude(frames: np.ndarray, mask: np.ndarray) -> float:
+    tracks = follow(frames, mask)
+    speeds = object_speeds(tracks)[tracks.inside[:-1].any(axis=1)]
+    return float(speeds.mean()) * REFERENCE_WIDTH / frames.shape[2]
+
+
+def _mean_flow(flows: np.ndarray, region: np.ndarray) -> float | None:
+    if not region.any():
+        return None
+    return float(np.linalg.norm(flows[:, region], axis=-1).mean()) * REFERENCE_WIDTH / flows.shape[2]
+
+
+def _loss(floor: float | None, reached: float | None) -> float | None:
+    return None if floor is None or reached is None else min(floor, EQUAL_TO_THE_EYE) - min(reached, EQUAL_TO_THE_EYE)

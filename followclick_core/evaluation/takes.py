@@ -1,0 +1,218 @@
+"""Clips to be judged, on disk: what was asked in each held-out scene and what came out.
+
+The folder holds everything that the judging needs, so a machine with a GPU can generate and another one score:
+
+    run.json                       how the clips were made
+    scenes/000/scene.json          verb, prompt, click, magnitudes asked, seconds; written last, so its scene is whole
+               photo.webp          the first frame as given       target.png, distractors.png   its true silhouettes
+               round_trip.webp     photo through the autoencoder  click.png                     the click's mask
+               take_0.webp …       one clip each: its frames in a grid, lossless; 0 is the scene, the rest the sweep
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from ..files import atomic_path, write_json
+from ..images import load_mask, save_mask
+from ..shapes import Frames8, Image, Mask
+
+SWEEP_MAGNITUDES = (2.0, 4.0, 8.0, 16.0)
+GRID_COLUMNS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutScene:
+    """One question to the model, with the true answer. Masks are of the first frame, the click is a pixel of it."""
+
+    index: int
+    image: Image
+    mask: Mask  # the target's silhouette
+    distractors: Mask
+    click: tuple[int, int]  # x, y
+    prompt: str
+    verb: str
+    magnitude: float  # of the true clip
+    frames: Frames8  # the true clip
+
+
+@dataclass(frozen=True, eq=False)
+class Take:
+    """One clip made for a scene: the magnitude asked, the frames, and the mask that the click gave."""
+
+    magnitude: float
+    frames: Frames8
+    mask: Mask
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class SceneTakes:
+    """A scene as it lies on disk: what to score, against what; `takes[0]` is at the scene's own magnitude."""
+
+    index: int
+    verb: str
+    prompt: str
+    image: Image
+    round_trip: Image
+    mask: Mask
+    distractors: Mask
+    takes: tuple[Take, ...]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where clips come from: a model, or a reference (the truth, a still)."""
+
+    def animate(self, requests: Sequence[tuple[HeldOutScene, float]]) -> Sequence[Take]:
+        """One take per (scene, magnitude)."""
+        ...
+
+    def autoencode(self, image: np.ndarray) -> np.ndarray:
+        """The image after encoding and decoding: what no clip of this model can beat."""
+        ...
+
+
+def generate(
+    source: Source,
+    scenes: Iterable[HeldOutScene],
+    out_dir: str | Path,
+    settings: dict[str, Any],
+    sweep_verbs: Sequence[str] = (),
+    sweep_scenes: int = 0,
+    scenes_at_once: int = 1,
+) -> None:
+    """Make and write the takes of every scene; scenes that the folder holds already are kept, so a run can resume.
+
+    Args:
+        settings: Written to run.json. A folder made with other settings is refused.
+        sweep_verbs: The first `sweep_scenes` scenes of these verbs are also asked for every one of SWEEP_MAGNITUDES.
+        scenes_at_once: How many scenes' requests `source` gets in one call.
+    """
+    out_dir = Path(out_dir)
+    (out_dir / "scenes").mkdir(parents=True, exist_ok=True)
+    _claim(out_dir, settings)
+    scenes = iter(scenes)
+    swept = 0
+    while chunk := list(islice(scenes, scenes_at_once)):
+        asked: list[tuple[HeldOutScene, list[float]]] = []
+        for scene in chunk:
+            sweep = scene.verb in sweep_verbs and swept < sweep_scenes
+            swept += sweep
+            if not (_folder(out_dir, scene.index) / "scene.json").is_file():
+                asked.append((scene, [scene.magnitude, *(SWEEP_MAGNITUDES if sweep else ())]))
+        takes = list(source.animate([(scene, magnitude) for scene, wanted in asked for magnitude in wanted]))
+        for scene, wanted in asked:
+            write_scene(out_dir, scene, takes[: len(wanted)], source.autoencode(scene.image))
+            del takes[: len(wanted)]
+
+
+def write_scene(out_dir: Path, scene: HeldOutScene, takes: Sequence[Take], round_trip: np.ndarray) -> None:
+    """Write one scene's files, scene.json last."""
+    folder = _folder(out_dir, scene.index)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_lossless(folder / "photo.webp", scene.image)
+    _write_lossless(folder / "round_trip.webp", round_trip)
+    save_mask(folder / "target.png", scene.mask)
+    save_mask(folder / "distractors.png", scene.distractors)
+    save_mask(folder / "click.png", takes[0].mask)
+    for number, take in enumerate(takes):
+        if take.frames.shape[1:] != scene.image.shape:
+            raise ValueError(
+                f"The clip of scene {scene.index} has frames of {take.frames.shape[1:3]} and its photo "
+                f"{scene.image.shape[:2]}; draw the scenes at the model's own size."
+            )
+        _write_lossless(folder / f"take_{number}.webp", _grid(take.frames))
+    content = {
+        "verb": scene.verb,
+        "prompt": scene.prompt,
+        "click": list(scene.click),
+        "num_frames": len(takes[0].frames),
+        "magnitudes": [take.magnitude for take in takes],
+        "seconds": [take.seconds for take in takes],
+    }
+    write_json(folder / "scene.json", content)
+
+
+def read_settings(out_dir: str | Path) -> dict[str, Any]:
+    """What `generate` was told about the run; FileNotFoundError where no run lies."""
+    path = Path(out_dir) / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no run.json in {out_dir}; generate the clips to score first.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_scenes(out_dir: str | Path) -> Iterator[SceneTakes]:
+    """Every whole scene of a folder, in order."""
+    for path in sorted(Path(out_dir).glob("scenes/*/scene.json")):
+        yield _read_scene(path)
+
+
+def _read_scene(path: Path) -> SceneTakes:
+    folder, content = path.parent, json.loads(path.read_text(encoding="utf-8"))
+    image = _read(folder / "photo.webp")
+    click_mask = load_mask(folder / "click.png")
+    takes = tuple(
+        Take(
+            magnitude,
+            _ungrid(_read(folder / f"take_{number}.webp"), content["num_frames"], image.shape),
+            click_mask,
+            seconds,
+        )
+        for number, (magnitude, seconds) in enumerate(zip(content["magnitudes"], content["seconds"], strict=True))
+    )
+    return SceneTakes(
+        index=int(folder.name),
+        verb=content["verb"],
+        prompt=content["prompt"],
+        image=image,
+        round_trip=_read(folder / "round_trip.webp"),
+        mask=load_mask(folder / "target.png"),
+        distractors=load_mask(folder / "distractors.png"),
+        takes=tuple(takes),
+    )
+
+
+def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
+    if not (out_dir / "run.json").is_file():
+        write_json(out_dir / "run.json", settings)
+        return
+    present = read_settings(out_dir)
+    if present != settings:
+        changed = sorted(key for key in present.keys() | settings.keys() if present.get(key) != settings.get(key))
+        raise ValueError(f"{out_dir} holds clips made with another {', '.join(changed)}; choose another folder.")
+
+
+def _folder(out_dir: Path, index: int) -> Path:
+    return out_dir / "scenes" / f"{index:03d}"
+
+
+def _write_lossless(path: Path, pixels: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
+        PillowImage.fromarray(pixels).save(temporary, "WEBP", lossless=True, quality=50, method=2)
+
+
+def _read(path: Path) -> np.ndarray:
+    with PillowImage.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _grid(frames: np.ndarray) -> np.ndarray:
+    """Frames in rows of GRID_COLUMNS: an animated WebP would merge frames that are equal."""
+    count, height, width, _ = frames.shape
+    rows = -(-count // GRID_COLUMNS)
+    padded = np.concatenate([frames, np.zeros((rows * GRID_COLUMNS - count, height, width, 3), np.uint8)])
+    grid = padded.reshape(rows, GRID_COLUMNS, height, width, 3).swapaxes(1, 2)
+    return np.ascontiguousarray(grid.reshape(rows * height, GRID_COLUMNS * width, 3))
+
+
+def _ungrid(grid: np.ndarray, count: int, shape: tuple[int, ...]) -> np.ndarray:
+    height, width = shape[:2]
+    tiles = grid.reshape(-1, height, GRID_COLUMNS, width, 3).swapaxes(1, 2)
+    return np.ascontiguousarray(tiles.reshape(-1, height, width, 3)[:count])
