@@ -6,7 +6,7 @@ value of its own, which a cache may hold and several threads may use.
 segment_anything is imported when a model is loaded or asked, not when this file is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from ..checkpoint import WEIGHTS_DIR, load_tensors
 from ..shapes import Image, Mask
 from .clicks import Click, check_clicks, clicks_by_object
 from .params import SEGMENTER_FAMILY
+from .parts import keep_clicked_parts
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -70,12 +71,21 @@ class MaskCandidates:
         return self.masks[candidate or 0]
 
 
-class Segmenter:
-    """A Sam model behind two calls: `embed` a picture, `predict` masks from clicks on it."""
+# (logits 1 k n n, points 1 p 2 as 0..1 of the encoder's input, labels 1 p) -> logits
+Refine = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-    def __init__(self, sam: "Sam", name: str = "sam"):
+
+class Segmenter:
+    """A Sam model behind two calls: `embed` a picture, `predict` masks from clicks on it.
+
+    Args:
+        refine: What is done to the logits before they become masks; None leaves them as they are.
+    """
+
+    def __init__(self, sam: "Sam", name: str = "sam", refine: Refine | None = None):
         self.sam = sam.eval()
         self.name = name
+        self._refine = refine
 
     @property
     def device(self) -> torch.device:
@@ -134,6 +144,8 @@ class Segmenter:
             dense_prompt_embeddings=dense,
             multimask_output=len(clicks) == 1,
         )
+        if self._refine is not None:
+            logits = self._refine(logits, (points + 0.5) / self.sam.image_encoder.img_size, labels)
         order = scores[0].argsort(descending=True, stable=True)
         # One at a time: three masks of a 12-megapixel photo as float32 would take half a gigabyte.
         masks = [self._mask(logits[:, index : index + 1], embedding) for index in order.tolist()]
@@ -187,7 +199,8 @@ def load_segmenter(source: str | Path = DEMO, device: str | torch.device | None 
     from . import small_sam, vit_sam
 
     if metadata.get("family") == SEGMENTER_FAMILY:
-        sam, name = small_sam.load_small_sam(tensors, metadata, path.name), DEMO if source == DEMO else path.stem
+        sam = small_sam.load_small_sam(tensors, metadata, path.name)
+        segmenter = Segmenter(sam, DEMO if source == DEMO else path.stem, refine=keep_clicked_parts)
     else:
-        sam, name = vit_sam.load_vit_sam(tensors, path.name)
-    return Segmenter(sam, name).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        segmenter = Segmenter(*vit_sam.load_vit_sam(tensors, path.name))
+    return segmenter.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -85,6 +85,7 @@ class SegmenterTrainParams:
 
 SEGMENTER_TRAINING = {
     "demo": SegmenterTrainParams(),
+    "small": SegmenterTrainParams(),
     # For two CPU cores: about 20 minutes.
     "nano": SegmenterTrainParams(steps=3000, batch_size=8, chunk_size=4),
 }

@@ -20,6 +20,7 @@ from followclick_core.segment import (
     predict_masks,
 )
 from followclick_core.segment.params import SmallSamParams
+from followclick_core.segment.parts import keep_clicked_parts
 from followclick_core.segment.small_sam import build_small_sam, save_small_sam
 from followclick_core.segment.vit_sam import ViTSamParams, infer_params
 from followclick_core.segment.vit_sam import _build as build_vit_sam
@@ -226,6 +227,7 @@ def test_small_weights_come_back_from_their_file(tmp_path, photo):
     sam = small_sam()
     save_small_sam(tmp_path / "own.safetensors", sam, TINY_SMALL, {"note": "kept"})
     loaded = load_segmenter(tmp_path / "own.safetensors", device="cpu")
+    assert loaded.predict(loaded.embed(photo), [Click(0.4, 0.6)]).masks.shape == (3, *photo.shape[:2])
     assert loaded.name == "own" and loaded.sam.image_encoder.img_size == 64
     for key, value in loaded.sam.state_dict().items():
         assert value.dtype in (torch.float32, torch.int64)
@@ -324,6 +326,28 @@ def test_candidates_are_values():
     found = MaskCandidates(np.zeros((2, 4, 4), bool), np.array([0.9, 0.1], np.float32))
     with pytest.raises(AttributeError):
         found.scores = found.masks
+
+
+def test_only_the_parts_under_including_clicks_are_kept():
+    logits = torch.full((1, 2, 16, 16), -1.0)
+    logits[:, :, 2:5, 2:5] = 2  # three parts of which two are clicked, one of them by an excluding click
+    logits[:, :, 2:5, 8:11] = 3
+    logits[:, 0, 10:14, 2:14] = 4
+    logits[:, 1, 3, 4:9] = 1  # in the second mask the first two are one
+    points = torch.tensor([[[3.5 / 16, 3.5 / 16], [9.5 / 16, 3.5 / 16], [1.0, 1.0]]])
+    kept = keep_clicked_parts(logits, points, torch.tensor([[1.0, 0.0, 1.0]]))[0] > 0
+    expected = torch.zeros(2, 16, 16, dtype=torch.bool)
+    expected[:, 2:5, 2:5] = True
+    expected[1, 2:5, 8:11] = True
+    expected[1, 3, 4:9] = True
+    assert torch.equal(kept, expected)
+
+
+def test_a_mask_beside_the_click_is_left_as_it_is():
+    logits = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    logits[0, 0, 8, 8] = -1
+    points = torch.tensor([[[8.5 / 16, 8.5 / 16]]])
+    assert torch.equal(keep_clicked_parts(logits, points, torch.ones(1, 1)), logits)
 
 
 def test_small_model_fits_in_eight_megabytes():

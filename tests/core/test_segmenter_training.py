@@ -1,6 +1,6 @@
 """Training of the segmenter: simulated clicks, augmentation, a loss that falls, runs that go on where they stopped."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -199,6 +199,24 @@ def test_twenty_steps_on_one_batch_find_its_discs():
         history.append((loss.item(), figures["click_iou"].item()))
     losses, ious = np.array(history).T
     assert losses[-1] < 0.7 * losses[0] and ious[-1] > ious[0] + 0.2, history
+
+
+def test_a_step_asks_nothing_of_its_data_so_that_a_gpu_can_replay_it():
+    """On tensors without data, whatever waits for a value or has a shape that depends on one raises."""
+    from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+
+    sam = build_small_sam(replace(TINY, image_size=SIZE))
+    stage = SegmenterStage(sam, PARAMS, Discs(), CPU)
+    stage.prepare(0)
+    batch = stage.batch(0)
+    with FakeTensorMode() as fake:
+        imitation = {key: fake.from_tensor(value) for key, value in batch.items()}
+        with pytest.raises(DynamicOutputShapeException):
+            imitation["mask"].nonzero()
+        stage = SegmenterStage(build_small_sam(replace(TINY, image_size=SIZE)), PARAMS, Discs(), CPU)
+        loss, figures = stage.loss(imitation)
+        loss.backward()
+    assert loss.shape == () and all(figure.shape == () for figure in figures.values())
 
 
 def test_every_weight_that_clicks_use_is_trained():
