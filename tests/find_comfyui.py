@@ -12,7 +12,8 @@ from pathlib import Path
 
 PACK = Path(__file__).parents[1]
 # What ComfyUI needs beyond this project's own packages, and what the tests add to it.
-NEEDED = "aiohttp, torchsde, transformers, comfyui_frontend_package, jaxtyping, segment_anything, cv2, pytest"
+NEEDED = "aiohttp torchsde transformers comfyui_frontend_package alembic jaxtyping segment_anything cv2 pytest"
+LOOK = "import importlib.util, sys; sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,6 @@ def find_comfyui() -> tuple[ComfyUI | None, str]:
     venvs = [folder / name / "bin" / "python" for name in (".venv", "venv")]
     pythons = [os.environ.get("COMFYUI_PYTHON"), sys.executable, *(str(path) for path in venvs if path.is_file())]
     for python in filter(None, pythons):
-        if subprocess.run([python, "-c", f"import {NEEDED}"], capture_output=True).returncode == 0:
+        if subprocess.run([python, "-c", LOOK, *NEEDED.split()], capture_output=True).returncode == 0:
             return ComfyUI(folder, python), ""
     return None, f"no Python here has the packages of {folder}/requirements.txt; set COMFYUI_PYTHON or run make test"
