@@ -35,7 +35,7 @@ class SceneScore:
     magnitude: float
     leak: float
     energy_share: float
-    energy_share_above_floor: float
+    energy_share_above_floor: float | None
     distractor_motion: float | None
     background_psnr: float | None  # the worst frame's, against the clip's own frame 0
     background_psnr_photo: float | None  # the worst frame's, against the photo
