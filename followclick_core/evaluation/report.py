@@ -70,7 +70,7 @@ def confusion(scenes: Sequence[SceneScore]) -> dict[tuple[str, str], int]:
 
 
 def contact_sheet(evaluation: Evaluation, out_dir: str | Path) -> PillowImage.Image:
-    """A row of frames per scene under what was asked and what was seen."""
+    """A row of frames per scene under what was asked and what was seen; a dot marks the click."""
     scores = {scene.index: scene for scene in evaluation.scenes}
     rows = []
     for scene in read_scenes(out_dir):
@@ -78,14 +78,14 @@ def contact_sheet(evaluation: Evaluation, out_dir: str | Path) -> PillowImage.Im
             break
         frames = scene.takes[0].frames
         picks = np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int)
-        rows.append(_sheet_row(frames[picks], scores[scene.index]))
+        rows.append(_sheet_row(frames[picks], scores[scene.index], scene.click))
     sheet = PillowImage.new("RGB", (SHEET_FRAMES * SHEET_SIDE, sum(row.height for row in rows)), "white")
     for number, row in enumerate(rows):
         sheet.paste(row, (0, number * row.height))
     return sheet
 
 
-def _sheet_row(frames: np.ndarray, scored: SceneScore) -> PillowImage.Image:
+def _sheet_row(frames: np.ndarray, scored: SceneScore, click: tuple[int, int]) -> PillowImage.Image:
     row = PillowImage.new("RGB", (SHEET_FRAMES * SHEET_SIDE, SHEET_SIDE + LABEL_HEIGHT), "white")
     label = (
         f"{scored.prompt}  (seen: {scored.recognised})  "
@@ -95,6 +95,8 @@ def _sheet_row(frames: np.ndarray, scored: SceneScore) -> PillowImage.Image:
     for column, frame in enumerate(frames):
         picture = PillowImage.fromarray(frame).resize((SHEET_SIDE, SHEET_SIDE), PillowImage.Resampling.LANCZOS)
         row.paste(picture, (column * SHEET_SIDE, LABEL_HEIGHT))
+    x, y = ((at + 0.5) * SHEET_SIDE / side for at, side in zip(click, (frames.shape[2], frames.shape[1]), strict=True))
+    ImageDraw.Draw(row).circle((x, LABEL_HEIGHT + y), 4, fill="red", outline="white")
     return row
 
 

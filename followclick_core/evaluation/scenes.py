@@ -95,15 +95,13 @@ class AnimatorSource:
 
     def _take(self, scene: HeldOutScene, magnitude: float) -> Take:
         started = time.monotonic()
-        clip = self.animator.animate(
-            scene.image,
-            clicks=[(*scene.click, 1)],
-            motion=scene.prompt,
-            magnitude=magnitude,
-            seed=self.seed + scene.index,
-            **self.settings,
+        mask = self.animator.segment(scene.image, [(*scene.click, 1)]).best
+        if not mask.any():  # a click that finds nothing is a failure of the model, not the end of its evaluation
+            return Take(magnitude, np.repeat(scene.image[None], len(scene.frames), axis=0), mask)
+        clip = self.animator.animate_mask(
+            scene.image, mask, scene.prompt, magnitude, seed=self.seed + scene.index, **self.settings
         )
-        return Take(magnitude, clip.frames, clip.mask, round(time.monotonic() - started, 3))
+        return Take(magnitude, clip.frames, mask, round(time.monotonic() - started, 3))
 
 
 class TruthSource:

@@ -131,6 +131,7 @@ def figures_of(scores: Sequence[SceneScore]) -> tuple[Figure, ...]:
         _mean("the same, flow above the noise floor", (s.energy_share_above_floor for s in scores)),
         _ratio_figure(scores),
         _mean("background against frame 0, worst frame (dB)", (s.background_psnr for s in scores), bar=30.0),
+        _mean("scenes whose every frame's background has 30 dB", (_keeps_30_db(s) for s in scores)),
         _mean("background against the photo, worst frame (dB)", (s.background_psnr_photo for s in scores)),
         _mean("background of the autoencoder's round trip (dB)", (s.background_psnr_round_trip for s in scores)),
         _mean("background: dB below the round trip", (_loss(*pair) for pair in photo), bar=1.0, at_least=False),
@@ -204,6 +205,10 @@ def _mean_flow(flows: np.ndarray, region: np.ndarray) -> float | None:
     if not region.any():
         return None
     return float(np.linalg.norm(flows[:, region], axis=-1).mean()) * REFERENCE_WIDTH / flows.shape[2]
+
+
+def _keeps_30_db(scored: SceneScore) -> float | None:
+    return None if scored.background_psnr is None else float(scored.background_psnr >= 30)
 
 
 def _loss(floor: float | None, reached: float | None) -> float | None:

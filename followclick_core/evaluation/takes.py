@@ -59,6 +59,7 @@ class SceneTakes:
     index: int
     verb: str
     prompt: str
+    click: tuple[int, int]
     image: Image
     round_trip: Image
     mask: Mask
@@ -171,6 +172,7 @@ def _read_scene(path: Path) -> SceneTakes:
         index=int(folder.name),
         verb=content["verb"],
         prompt=content["prompt"],
+        click=tuple(content["click"]),
         image=image,
         round_trip=_read(folder / "round_trip.webp"),
         mask=load_mask(folder / "target.png"),

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from followclick_core.animator import Animator
 from followclick_core.data.art import ArtPack, PhotoInfo, SpriteInfo
+from followclick_core.data.verbs import canonical_verb
 from followclick_core.evaluation.report import to_markdown, write_report
 from followclick_core.evaluation.scenes import (
     AnimatorSource,
@@ -77,9 +79,12 @@ class SlidingAnimator:
         self.scenes = {scene.image.tobytes(): scene for scene in scenes}
         self.asked = []
 
-    def animate(self, image, clicks, motion, magnitude, num_frames, steps, guidance_scale, seed):
-        self.asked.append((clicks, motion, magnitude, num_frames, steps, guidance_scale, seed))
-        mask = self.scenes[image.tobytes()].mask
+    def segment(self, image, clicks):
+        self.clicks = clicks
+        return SimpleNamespace(best=self.scenes[image.tobytes()].mask)
+
+    def animate_mask(self, image, mask, motion, magnitude, num_frames, steps, guidance_scale, seed):
+        self.asked.append((motion, magnitude, num_frames, steps, guidance_scale, seed))
         frames = np.repeat(image[None], num_frames, axis=0)
         for index, frame in enumerate(frames[1:], start=1):
             shift = round(min(magnitude, 8) * SIZE / 512 * index)
@@ -143,8 +148,24 @@ def test_a_run_goes_on_where_it_was_interrupted(scenes, tmp_path):
     (tmp_path / "scenes/001/scene.json").unlink()  # what an interruption leaves: files, but not the last of them
     animator.asked.clear()
     generate(source, scenes[:3], tmp_path, SETTINGS)
-    assert [asked[1] for asked in animator.asked] == [scenes[1].prompt, scenes[2].prompt]
+    assert [asked[0] for asked in animator.asked] == [scenes[1].prompt, scenes[2].prompt]
     assert len(list(read_scenes(tmp_path))) == 3
+
+
+def test_a_click_that_finds_nothing_is_a_still_clip_with_no_overlap(scenes, tmp_path):
+    animator = SlidingAnimator([])
+    animator.segment = lambda image, clicks: SimpleNamespace(best=np.zeros(image.shape[:2], bool))
+    generate(AnimatorSource(animator, num_frames=FRAMES), scenes[:1], tmp_path, SETTINGS)
+    (scored,) = score(tmp_path).scenes
+    assert (scored.click_iou, scored.recognised) == (0, "still")
+
+
+def test_a_real_model_can_be_evaluated(art, untrained_weights, tmp_path):
+    evaluation = evaluate_scenes(
+        Animator.load(untrained_weights, "cpu"), art, 1, 0, 2, 1, out_dir=tmp_path, size=128, sweep_scenes=0
+    )
+    assert len(evaluation.scenes) == 1
+    assert evaluation.scenes[0].seconds > 0
 
 
 def test_clips_made_with_other_settings_are_not_mixed(scenes, truth):
@@ -181,12 +202,11 @@ def evaluated(art, tmp_path_factory):
 
 def test_a_model_is_asked_once_per_scene_and_four_times_more_in_the_sweep(evaluated):
     _, _, animator, steps = evaluated
-    assert [magnitude for _, _, magnitude, *_ in animator.asked[1:5]] == [2, 4, 8, 16]
+    assert [magnitude for _, magnitude, *_ in animator.asked[1:5]] == [2, 4, 8, 16]
     assert len(animator.asked) == 4 + 2 * 4
-    clicks, motion, _, num_frames, num_steps, guidance_scale, seed = animator.asked[0]
-    assert len(clicks) == 1
-    assert clicks[0][2] == 1
-    assert motion
+    motion, _, num_frames, num_steps, guidance_scale, seed = animator.asked[0]
+    assert canonical_verb(motion) in ("move right", "jump")
+    assert [label for _, _, label in animator.clicks] == [1]
     assert (num_frames, num_steps, guidance_scale, seed) == (FRAMES, 2, 3.0, 5)
     assert steps[-1] == ("score", 4, 4)
     assert ("generate", 4, 4) in steps
