@@ -49,8 +49,8 @@ class MotionReport:
 def measure_motion(frames: np.ndarray, mask: np.ndarray, estimator: FlowEstimator | None = None) -> MotionReport:
     """Motion inside and outside the clicked object of a clip.
 
-    The object is followed (tracks.py), so one that crosses the picture is measured where it is, not where it was. 16 frames
-    of 256x256 take 0.3 s on one core.
+    The object is followed (tracks.py), so one that crosses the picture is measured where it is, not where it was.
+    16 frames of 256x256 take 0.3 s on one core.
 
     Args:
         frames: uint8 f h w 3, at least two.
