@@ -45,7 +45,10 @@ def to_dict(evaluation: Evaluation) -> dict:
 
 def to_markdown(evaluation: Evaluation) -> str:
     """The bars as a table, then the verbs. A figure below its bar says so."""
-    settings = ", ".join(f"{key} {value}" for key, value in evaluation.settings.items())
+    settings = ", ".join(
+        f"{len(value)} {key}" if isinstance(value, list) else f"{key} {value}"
+        for key, value in evaluation.settings.items()
+    )
     lines = [f"{len(evaluation.scenes)} held-out scenes ({settings}).", ""]
     lines += ["| figure | value | 95 % interval | bar | |", "|---|---|---|---|---|"]
     lines += [_row(figure) for figure in evaluation.figures]
