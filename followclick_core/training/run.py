@@ -1,6 +1,7 @@
 """`python -m followclick_core train`: the stages in order, into one run folder, resumable at any moment."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ from torch import nn
 
 from ..data.art import ArtPack
 from ..data.scenes import SceneGenerator, SceneParams
+from ..data.scenes_ahead import ScenesAhead
 from ..models.autoencoder import Autoencoder, Block, load_autoencoder, save_autoencoder
 from ..models.blocks import BasicTransformerBlock, ResBlock
 from ..models.bundle import load_bundle
@@ -83,7 +85,7 @@ class Trainer:
         self.compile_blocks = compile_blocks
         self.start_from: str | Path | None = None
         self.art = ArtPack.load(art)
-        self.scenes = SceneGenerator(self.art, SceneParams(size=preset.size), device, split="train")
+        self.scenes = training_scenes(self.art, preset.size, device)
         run.save_config({"preset": asdict(preset), "training": asdict(params), "torch": torch.__version__})
 
     def run(self, stage: str, steps: int | None, limits: Limits) -> bool:
@@ -166,6 +168,14 @@ class Trainer:
 
     def _notes(self) -> dict[str, str]:
         return {"preset": self.preset.name, "made_by": "python -m followclick_core train"}
+
+
+def training_scenes(art: ArtPack, size: int, device: torch.device) -> SceneGenerator | ScenesAhead:
+    """Scenes of the training split; with cores to spare beside a GPU, made ahead by processes of their own."""
+    workers = (os.cpu_count() or 1) - 2
+    if device.type == "cpu" or workers < 1:
+        return SceneGenerator(art, SceneParams(size=size), device, split="train")
+    return ScenesAhead(SceneGenerator(art, SceneParams(size=size), "cpu", split="train"), device, workers)
 
 
 def _device(name: str | None) -> torch.device:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..conditioning import first_frame_condition, mask_first_frame, resize_mask
 from ..data.scenes import SceneBatch, SceneGenerator
+from ..data.scenes_ahead import ScenesAhead
 from ..diffusion.schedule import NoiseSchedule
 from ..generate import LATENT_SCALE
 from ..models.attach import MotionConditioning, attach
@@ -18,6 +19,8 @@ from ..shapes import fold_frames, unfold_frames
 from .loop import step_generator
 from .params import AutoencoderParams, MotionTrainParams, SpatialParams
 from .pool import Chunk, SamplePool
+
+SceneSource = SceneGenerator | ScenesAhead
 
 
 class Generative(nn.Module):
@@ -43,7 +46,7 @@ class AutoencoderStage:
     replayable = True
     all_bfloat16 = True
 
-    def __init__(self, model: Autoencoder, params: AutoencoderParams, scenes: SceneGenerator):
+    def __init__(self, model: Autoencoder, params: AutoencoderParams, scenes: SceneSource):
         self.module = model
         self.params = params
         self.scenes = scenes
@@ -80,7 +83,7 @@ class SpatialStage:
     all_bfloat16 = True
 
     def __init__(
-        self, model: Generative, autoencoder: Autoencoder, params: SpatialParams, preset: Preset, scenes: SceneGenerator
+        self, model: Generative, autoencoder: Autoencoder, params: SpatialParams, preset: Preset, scenes: SceneSource
     ):
         self.module = model
         self.params = params
@@ -123,7 +126,7 @@ class MotionStage:
         autoencoder: Autoencoder,
         params: MotionTrainParams,
         preset: Preset,
-        scenes: SceneGenerator,
+        scenes: SceneSource,
     ):
         self.module = model
         self.params = params

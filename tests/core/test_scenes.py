@@ -9,6 +9,7 @@ from followclick_core.data import sprite_names
 from followclick_core.data.art import AnimationInfo, ArtPack, PhotoInfo, SpriteInfo
 from followclick_core.data.layout import Draftsman
 from followclick_core.data.scenes import SceneGenerator, SceneParams
+from followclick_core.data.scenes_ahead import ScenesAhead
 from followclick_core.data.verbs import VERBS
 
 # Something for every tag, twice.
@@ -202,3 +203,31 @@ def test_captions_and_prompts_name_what_is_there(clips):
 def test_an_unknown_side_of_the_split_is_refused(art):
     with pytest.raises(ValueError, match="'train' or 'test'"):
         SceneGenerator(art, SceneParams(size=32), "cpu", split="validation")
+
+
+@pytest.fixture
+def small_scenes(art):
+    return SceneGenerator(art, SceneParams(size=32, num_frames=4), "cpu", split="train")
+
+
+def test_scenes_made_ahead_by_another_process_equal_those_made_at_once(small_scenes):
+    ahead = ScenesAhead(small_scenes, torch.device("cpu"), workers=1)
+    for seed in (3, 4, 9):
+        made, own = ahead.sample(2, seed), small_scenes.sample(2, seed)
+        assert (made.frames - own.frames).abs().max() <= 0.5 / 255 + 1e-6
+        assert torch.equal(made.object_masks, own.object_masks)
+        assert torch.allclose(made.flow, own.flow, rtol=1e-3, atol=1e-3)
+        assert torch.equal(made.magnitude, own.magnitude)
+        assert made.motion_prompts == own.motion_prompts
+
+
+def test_clips_and_stills_may_be_asked_for_in_turn(small_scenes):
+    ahead = ScenesAhead(small_scenes, torch.device("cpu"), workers=1)
+    assert ahead.sample(1, 0).frames.shape[2] == 4
+    assert ahead.sample_stills(2, 0).frames.shape == (2, 3, 1, 32, 32)
+    assert ahead.sample(1, 1).verbs == small_scenes.sample(1, 1).verbs
+
+
+def test_making_scenes_ahead_needs_a_process(small_scenes):
+    with pytest.raises(ValueError, match="at least 1 process"):
+        ScenesAhead(small_scenes, torch.device("cpu"), workers=0)
