@@ -45,7 +45,7 @@ class Clip:
         a name without a suffix: a folder with frame_0000.png, …
 
         Raises:
-            ValueError: Another suffix, a place that cannot be written, or a folder that holds other files.
+            ValueError: Another suffix, a place that cannot be written, or other files where frames would go.
             FileNotFoundError: The folder to write into does not exist.
         """
         path = Path(path)
@@ -78,7 +78,10 @@ def check_clip_output(path: str | Path) -> None:
         ValueError, FileNotFoundError: As Clip.save.
     """
     path = Path(path)
-    if check_clip_name(path):
+    suffix = check_clip_name(path)
+    if suffix == ".png":
+        clip_files.check_numbered_pngs(path)
+    elif suffix:
         check_writable(path)
     else:
         clip_files.check_frame_folder(path)

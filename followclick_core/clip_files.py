@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageSequence, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from .files import atomic_path, check_writable
 from .images import load_image
@@ -17,6 +18,8 @@ from .shapes import Frames8
 MAX_FRAMES = 1024
 # Pillow looks palette colours up in cells of four levels, by each cell's lower edge: without this all turns darker.
 PALETTE_LOOKUP_SHIFT = 1.5
+# In the text of every frame written here: only such files may be replaced or removed.
+FRAME_MARK = ("Software", "followclick")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -70,7 +73,7 @@ WRITERS: dict[str, Callable[[Path, Frames8, int], None]] = {".webp": write_webp,
 
 
 def write_png_folder(path: Path, frames: Frames8) -> None:
-    """A folder of frame_0000.png, … that appears whole. An older one is replaced if it holds nothing but such frames.
+    """A folder of frame_0000.png, … that appears whole. An older one is replaced if it holds nothing but such a clip.
 
     Raises:
         ValueError: There is a file of that name, or a folder with other things in it.
@@ -79,26 +82,42 @@ def write_png_folder(path: Path, frames: Frames8) -> None:
     with atomic_path(path) as temporary:
         temporary.mkdir()
         for index, picture in enumerate(_pictures(frames)):
-            picture.save(temporary / f"frame_{index:04d}.png")
+            _save_frame(temporary / f"frame_{index:04d}.png", picture)
 
 
 def check_frame_folder(path: Path) -> None:
     """Raise what write_png_folder would raise."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file, where a folder of frames is to be written; name another folder.")
-    others = [entry.name for entry in path.iterdir() if not _is_frame(entry, "frame")] if path.is_dir() else []
+    entries = path.iterdir() if path.is_dir() else ()
+    others = [entry.name for entry in entries if not (_is_frame(entry, "frame") and _is_ours(entry))]
     if others:
         raise ValueError(f"The folder {path} holds other files, such as {min(others)}; name a new or an empty one.")
     check_writable(path.with_name(path.name + ".probe"))
 
 
 def write_numbered_pngs(path: Path, frames: Frames8) -> None:
-    """out.png gives out_0000.png, …; each file is whole, and the surplus of an older, longer clip is removed."""
+    """out.png gives out_0000.png, …; each file is whole, and the surplus of an older, longer clip is removed.
+
+    Raises:
+        ValueError: There are files of such names that are no clip's frames.
+    """
+    check_numbered_pngs(path)
     for index, picture in enumerate(_pictures(frames)):
         with atomic_path(path.with_name(f"{path.stem}_{index:04d}.png")) as temporary:
-            picture.save(temporary)
+            _save_frame(temporary, picture)
     for surplus in _numbered(path)[len(frames) :]:
         surplus.unlink()
+
+
+def check_numbered_pngs(path: Path) -> None:
+    """Raise what write_numbered_pngs would raise."""
+    check_writable(path)
+    others = [file.name for file in _numbered(path) if not _is_ours(file)]
+    if others:
+        raise ValueError(
+            f"{path.parent} holds {others[0]}, which {path.name} would replace; give the clip another name."
+        )
 
 
 def read_numbered_pngs(path: Path) -> Frames8:
@@ -175,6 +194,20 @@ def _write_animation(path: Path, pictures: list[PillowImage.Image], fps: int, **
 
 def _pictures(frames: Frames8) -> list[PillowImage.Image]:
     return [PillowImage.fromarray(frame) for frame in frames]
+
+
+def _save_frame(path: Path, picture: PillowImage.Image) -> None:
+    mark = PngInfo()
+    mark.add_text(*FRAME_MARK)
+    picture.save(path, pnginfo=mark)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with PillowImage.open(path) as picture:
+            return picture.info.get(FRAME_MARK[0]) == FRAME_MARK[1]
+    except (OSError, SyntaxError):
+        return False
 
 
 def _is_frame(path: Path, stem: str) -> bool:

@@ -225,3 +225,16 @@ def test_a_clip_checks_its_own_parts(moving_square, unchecked):
         Clip(frames, mask[:50])
     with pytest.raises(ValueError, match="per second"):
         Clip(frames, mask, fps=0)
+
+
+def test_frames_that_are_no_clips_are_neither_replaced_nor_removed(tmp_path, clip, photo):
+    (tmp_path / "frames").mkdir()
+    names = ("frames/frame_0001.png", "img_0001.png", "img_0300.png")
+    for name in names:
+        Image.fromarray(photo).save(tmp_path / name)
+    before = [(tmp_path / name).read_bytes() for name in names]
+    for name, said in (("frames", "holds other files, such as frame_0001"), ("img.png", "holds img_0001.png")):
+        for write in (clip.save, check_clip_output):
+            with pytest.raises(ValueError, match=said):
+                write(tmp_path / name)
+    assert [(tmp_path / name).read_bytes() for name in names] == before
