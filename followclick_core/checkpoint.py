@@ -3,19 +3,25 @@
 Loading is strict: a file that does not fit says which keys are missing, unexpected or of another shape.
 """
 
-import os
 import pickle
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .files import atomic_path
+
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+Params = TypeVar("Params")
 
 
 class CheckpointError(ValueError):
@@ -49,22 +55,32 @@ def load_metadata(path: str | Path) -> dict[str, str]:
         raise CheckpointError(f"{path.name} cannot be read as safetensors ({error}); fetch it again.") from error
 
 
+def params_from(metadata: Mapping[str, str], parse: Callable[[str], Params], name: str) -> Params:
+    """The numbers of a model, from the JSON under "params" in its file's metadata.
+
+    Raises:
+        CheckpointError: There are none, or they are of another version; `name` is named in the text.
+    """
+    try:
+        return parse(metadata["params"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} describes a model that this version does not know ({error}); use a file of the same version."
+        ) from error
+
+
 def save_safetensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write atomically: an interrupted run leaves the old file or none, never half of one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_path(path) as temporary:
         save_file(
             {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
             temporary,
             metadata=dict(metadata or {}),
         )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -100,11 +116,17 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # Torch's own text is left out: it ends in the advice to load the file unsafely.
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL (\S+)", str(error))
         raise CheckpointError(
-            f"{path.name} cannot be read safely ({first_line}): it is truncated, or a pickle that would run code; "
-            "use a safetensors version of it."
+            f"{path.name} is damaged, or a pickle that would run code{f' ({what[1]})' if what else ''}, "
+            "so it was not loaded; use a safetensors version of it."
+        ) from error
+    # Bytes that are no pickle at all make its reader fail in any way.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read as PyTorch weights: it is truncated or another format; fetch it again."
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -112,7 +134,7 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path.name} holds a {type(content).__name__}, no dictionary of weights; choose another file."
         )
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def _existing(path: str | Path) -> Path:

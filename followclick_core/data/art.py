@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from ..files import atomic_path
+
 SPRITE_SIZE = 128  # pixels of a static sprite's square
 ANIMATION_SIZE = 112  # pixels of an animation's square
 _MANIFEST = "manifest.json"
@@ -97,7 +99,6 @@ class ArtPack:
         """Write the pack as one zip; the file appears only when it is complete."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
         manifest = {
             "sprites": [asdict(info) for info in self.sprite_infos],
             "sprite_files": [f"sprites/{i:04d}.webp" for i in range(len(self.sprites))],
@@ -107,7 +108,7 @@ class ArtPack:
             "photo_files": [f"photos/{i:04d}.jpg" for i in range(len(self.photos))],
             "credits": list(self.credits),
         }
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for name, sprite in zip(manifest["sprite_files"], self.sprites, strict=True):
                 archive.writestr(name, _encode(_cropped(sprite), "WEBP", quality=88))
             for name, frames in zip(manifest["animation_files"], self.animations, strict=True):
@@ -115,7 +116,6 @@ class ArtPack:
             for name, photo in zip(manifest["photo_files"], self.photos, strict=True):
                 archive.writestr(name, _encode(photo, "JPEG", quality=90))
             archive.writestr(_MANIFEST, json.dumps(manifest, indent=1))
-        partial.replace(path)
 
 
 def _decode(archive: zipfile.ZipFile, name: str) -> UInt8[np.ndarray, "h w 4"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, load_strict, load_tensors, save_safetensors
+from ..checkpoint import CheckpointError, load_strict, load_tensors, params_from, save_safetensors
 from ..diffusion.schedule import ScheduleParams
 from .blocks import zero_
 from .embeddings import ScalarEmbedding
@@ -103,8 +103,9 @@ def load_motion_model(path: str | Path) -> MotionModel:
             f"{name} is {_describe(tensors, metadata)}, not a motion model of this pack; "
             "choose one trained by it, such as the demo's motion.safetensors."
         )
+    params = params_from(metadata, params_from_json, name)
     with torch.device("meta"):
-        model = MotionModel(params_from_json(metadata["params"]))
+        model = MotionModel(params)
     model.to_empty(device="cpu")
     load_strict(model, {key: value.float() for key, value in tensors.items()}, name)
     return model.eval()

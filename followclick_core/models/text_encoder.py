@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..checkpoint import WEIGHTS_DIR, CheckpointError, load_safetensors, load_strict, save_safetensors
+from ..checkpoint import WEIGHTS_DIR, CheckpointError, load_safetensors, load_strict, params_from, save_safetensors
 from ..shapes import Tokens
 
 MAX_TOKENS = 77
@@ -177,7 +177,8 @@ def save_text_encoder(path: str | Path, model: TextEncoder, known: Tensor, notes
 def load_text_encoder_tensors(path: str | Path) -> tuple[dict[str, Tensor], TextEncoderParams]:
     """The full CLIP-shaped state dict of a file written by `save_text_encoder`, in float32, and its numbers."""
     tensors, metadata = load_safetensors(path)
-    if metadata.get("format") != "followclick.text_encoder":
+    table_parts = {f"{EMBEDDING}.{part}" for part in ("known", "rows", "unknown")}
+    if metadata.get("format") != "followclick.text_encoder" or not table_parts <= tensors.keys():
         raise CheckpointError(
             f"{Path(path).name} is no text encoder of this pack; use the demo's text_encoder.safetensors."
         )
@@ -186,7 +187,8 @@ def load_text_encoder_tensors(path: str | Path) -> tuple[dict[str, Tensor], Text
     table = tensors.pop(f"{EMBEDDING}.unknown").repeat(VOCABULARY, 1)
     table[known] = rows
     tensors[f"{EMBEDDING}.weight"] = table
-    return tensors, TextEncoderParams(**json.loads(metadata["params"]))
+    params = params_from(metadata, lambda text: TextEncoderParams(**json.loads(text)), Path(path).name)
+    return tensors, params
 
 
 def load_text_encoder(path: str | Path) -> TextEncoder:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, load_strict, load_tensors, save_safetensors
+from ..checkpoint import CheckpointError, load_strict, load_tensors, params_from, save_safetensors
 from ..shapes import Frames, FramesOfOtherWidth, OtherFrames, Tokens
 from .blocks import Downsample, ResBlock, SpatialTransformer, Upsample, zero_
 from .embeddings import sinusoidal_embedding
@@ -164,7 +164,7 @@ def load_unet(path: str | Path) -> UNet:
     tensors, metadata = load_tensors(path)
     prefix = "model.diffusion_model."
     if metadata.get("format") == "followclick.unet":
-        params = params_from_json(metadata["params"])
+        params = params_from(metadata, params_from_json, Path(path).name)
     elif any(key.startswith(prefix) for key in tensors):
         params = UNetParams()
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import mobilenet_v2
 
-from ..checkpoint import CheckpointError, load_strict, save_safetensors
+from ..checkpoint import load_strict, params_from, save_safetensors
 from .clicks import EXCLUDE, INCLUDE
 from .params import SEGMENTER_FAMILY, SmallSamParams
 
@@ -164,12 +164,7 @@ def load_small_sam(
     Raises:
         CheckpointError: The file's parameters or keys do not fit this version; `name` is named in the text.
     """
-    try:
-        params = SmallSamParams(**json.loads(metadata["params"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{name} describes a segmenter that this version does not know ({error}); use a file of the same version."
-        ) from error
+    params = params_from(metadata, lambda text: SmallSamParams(**json.loads(text)), name)
     sam = build_small_sam(params if image_size is None else replace(params, image_size=image_size))
     load_strict(sam, tensors, name)
     # The layout in which convolutions are fastest, on a CPU too.

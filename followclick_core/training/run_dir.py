@@ -7,16 +7,17 @@ runs/demo/weights/*.safetensors    what the stages made, ready to ship
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..files import atomic_path, write_json
+
 
 class RunDir:
-    """Paths and files of one run; every file is replaced whole, so a kill at any moment leaves a readable one."""
+    """Paths and files of one run; all but the logs are replaced whole, so a kill at any moment leaves readable ones."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -24,13 +25,11 @@ class RunDir:
         self.weights.mkdir(parents=True, exist_ok=True)
 
     def save_config(self, config: dict[str, Any]) -> None:
-        (self.path / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+        write_json(self.path / "config.json", config)
 
     def save_checkpoint(self, stage: str, state: dict[str, Any]) -> None:
-        path = self._stage(stage) / "checkpoint.pt"
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        with atomic_path(self._stage(stage) / "checkpoint.pt") as temporary:
+            torch.save(state, temporary)
 
     def load_checkpoint(self, stage: str, device: torch.device) -> dict[str, Any] | None:
         path = self._stage(stage) / "checkpoint.pt"
