@@ -196,8 +196,10 @@ class Animator:
         params = SamplingParams(num_frames, steps, guidance_scale)
         pixels, region = canvas.place(image), canvas.place_mask(mask)
         with _Stage("sample", seconds, progress) as callback:
+            # The model sees the padding as part of the width that magnitudes refer to.
+            padded = magnitude * canvas.width / canvas.padded_width
             latents = generate_latents(
-                self.bundle, pixels, region, [motion.strip()], [magnitude], [seed], params, callback
+                self.bundle, pixels, region, [motion.strip()], [padded], [seed], params, callback
             )
         with _Stage("decode", seconds, progress) as callback:
             frames = canvas.cut(decode_clip(self.bundle, latents, callback))
