@@ -4,6 +4,7 @@ A photo arrives here once; everything after may rely on uint8 h w 3, upright, in
 """
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -123,8 +124,10 @@ def _open(path: str | Path) -> PillowImage.Image:
             warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
             picture = PillowImage.open(path)
     except PillowImage.DecompressionBombError as error:
+        pixels = re.search(r"\d+", str(error))
+        came = f" ({int(pixels[0]) // 10**6} megapixels)" if pixels else ""
         raise ValueError(
-            f"{path} is too large to open; scale it down to at most {MAX_SIDE} pixels on a side "
+            f"{path} is too large to open{came}; scale it down to at most {MAX_SIDE} pixels on a side "
             f"and {MAX_PIXELS // 10**6} megapixels."
         ) from error
     except UnidentifiedImageError as error:

@@ -96,7 +96,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from ..images import load_mask
 
     if arguments.report:
-        _keep_inputs(arguments.clip, arguments.report)
+        _keep_inputs(arguments.clip, arguments.mask, arguments.report)
         check_writable(arguments.report)
     mask, frames = load_mask(arguments.mask), load_frames(arguments.clip)
     _require_same_size(frames[0], mask, arguments)
@@ -203,7 +203,7 @@ def _device(name: str) -> str | None:
     import torch
 
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()  # asked for, since "meta" makes tensors that hold nothing
     # Torch asserts that it was built with CUDA, and raises RuntimeError for a name or a number that is not there.
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"The device {name!r} is not to be had here; give auto, cpu, cuda or mps.") from error

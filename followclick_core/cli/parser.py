@@ -238,8 +238,8 @@ def _point(text: str) -> tuple[float, float]:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give a whole number from 0")
+    if not text.isdecimal() or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give a whole number from 0 to 2**64 - 1")
     return int(text)
 
 
