@@ -68,7 +68,8 @@ class LoadMotionModel(io.ComfyNode):
                     options=weight_files(MOTION_FOLDERS),
                     tooltip=(
                         f"{EMBEDDED} comes with the pack and fits its demo model only. "
-                        "Others are files in models/followclick or models/animatediff_models."
+                        "Others are those that this pack's training wrote, in models/followclick or "
+                        "models/animatediff_models; AnimateDiff's own files are refused."
                     ),
                 )
             ],
