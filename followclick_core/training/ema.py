@@ -14,13 +14,15 @@ class EMA:
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
         self.averages = {name: value.detach().clone().float() for name, value in module.named_parameters()}
+        # Walking the module tree at every step would take longer than averaging.
+        self._followed = list(module.parameters())
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
+        """Take in the module's weights after step number `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        current = dict(module.named_parameters())
-        averages = list(self.averages.values())
-        torch._foreach_lerp_(averages, [current[name].detach().float() for name in self.averages], 1 - decay)
+        current = [parameter.detach().float() for parameter in self._followed]
+        torch._foreach_lerp_(list(self.averages.values()), current, 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.averages

@@ -104,7 +104,7 @@ def run_stage(stage: Stage, params: LoopParams, run: RunDir, device: torch.devic
         while (progress := max(step / params.steps, elapsed / limits.time_budget)) < 1:
             trainer.set_learning_rate(learning_rate(params, step, progress))
             figures = trainer(stage.batch(step))
-            ema.update(stage.module, step)
+            ema.update(step)
             step += 1
             stage.prefetch(step)
             bar.update()
