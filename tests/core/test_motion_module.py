@@ -165,10 +165,10 @@ def test_positions_computed_in_inference_mode_serve_training_too():
     frame_positions.cache_clear()
     with torch.inference_mode():
         frame_positions(FRAMES, CHANNELS, torch.device("cpu"), torch.float32)
-    module = randomised(MotionModule(CHANNELS, HEADS, TEXT))
-    module(noise(FRAMES, CHANNELS, 3, 2), FRAMES).sum().backward()
-    gradient = module.temporal_transformer.proj_in.weight.grad
-    assert gradient is not None and gradient.abs().max() > 0
+    kept = frame_positions(FRAMES, CHANNELS, torch.device("cpu"), torch.float32)
+    scale = torch.ones(CHANNELS, requires_grad=True)
+    (kept * scale).sum().backward()  # autograd keeps the encoding for this, and would refuse an inference tensor
+    torch.testing.assert_close(scale.grad, kept.sum(0))
 
 
 def test_positions_are_no_buffers_which_the_hosts_low_memory_mode_would_not_move(module):
