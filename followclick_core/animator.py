@@ -21,7 +21,7 @@ from .generate import LATENT_SCALE, SamplingParams, decode_clip, generate_latent
 from .images import to_rgb_uint8
 from .models.bundle import ModelBundle, load_bundle, weights_path
 from .segment import ImageEmbedding, MaskCandidates, Segmenter, clicks_from_pixels, load_segmenter
-from .shapes import Frames8, Image, Mask, Video
+from .shapes import Frames8, Image, Mask, MasksOfOtherSize, Video
 
 DEMO = "demo"
 MAX_MAGNITUDE = 64.0
@@ -70,16 +70,22 @@ class Canvas:
 
     def place_mask(self, mask: Mask) -> Tensor:
         """The mask as the model reads it: share of each pixel that moves, 1 1 h w, padded."""
-        resized = PillowImage.fromarray(mask.astype(np.uint8) * 255).resize(
+        # In floats: a few pixels of a huge photo would round to nothing in eight bits.
+        resized = PillowImage.fromarray(mask.astype(np.float32)).resize(
             (self.width, self.height), PillowImage.Resampling.BOX
         )
-        values = torch.from_numpy(np.array(resized))[None, None].float() / 255
+        values = torch.from_numpy(np.array(resized))[None, None]
         return F.pad(values, (0, self.padded_width - self.width, 0, self.padded_height - self.height))
 
     def cut(self, video: Video) -> np.ndarray:
         """Pixels 0..1, 1 3 f h w, without the padding, as uint8 frames."""
         frames = video[0, :, :, : self.height, : self.width]
         return (frames.permute(1, 2, 3, 0).float() * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+    def cut_mask(self, region: MasksOfOtherSize) -> Mask:
+        """Of a placed mask the clip's pixels at least half of which move, or else the one of which most does."""
+        shares = region[0, 0, : self.height, : self.width]
+        return (shares >= min(0.5, float(shares.max()))).numpy()
 
     def _pad(self, pixels: Tensor) -> Tensor:
         padding = (0, self.padded_width - self.width, 0, self.padded_height - self.height)
@@ -203,9 +209,7 @@ class Animator:
             )
         with _Stage("decode", seconds, progress) as callback:
             frames = canvas.cut(decode_clip(self.bundle, latents, callback))
-        small_mask = (region[0, 0, : canvas.height, : canvas.width] >= 0.5).numpy()
-        if not small_mask.any():
-            small_mask = (region[0, 0, : canvas.height, : canvas.width] > 0).numpy()
+        small_mask = canvas.cut_mask(region)
         asked = {
             "clicks": [list(click) for click in clicks],
             "motion": motion,
