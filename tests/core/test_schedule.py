@@ -1,5 +1,7 @@
 """The noise schedule: published values, and identities of v-prediction."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -103,7 +105,7 @@ def test_the_schedule_is_no_part_of_a_checkpoint(schedule):
 def test_trailing_timesteps_begin_at_the_last_and_descend_evenly(steps):
     timesteps = trailing_timesteps(steps)
     assert len(timesteps) == steps and timesteps[0] == 999 and timesteps[-1] >= 0
-    gaps = [first - second for first, second in zip(timesteps, timesteps[1:], strict=False)]
+    gaps = [first - second for first, second in itertools.pairwise(timesteps)]
     assert all(abs(gap - 1000 / steps) < 1 and gap > 0 for gap in gaps)
 
 
