@@ -128,6 +128,10 @@ class Animator:
         segmenter = load_segmenter(weights_path("segmenter", folder), device)
         return cls(bundle, segmenter, str(name))
 
+    def digest(self) -> str:
+        """A short name for these very weights, by which clips of other ones can be told."""
+        return self.bundle.digest()
+
     def segment(self, image: Image, clicks: Sequence[tuple[float, float, int]]) -> MaskCandidates:
         """Candidate masks of the clicked object, best first; the image is embedded once and remembered.
 

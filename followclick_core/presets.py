@@ -1,6 +1,6 @@
 """Named configurations: the sizes this project trains, and Stable Diffusion 1.5's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .models.motion_model import MotionParams
 from .models.text_encoder import TextEncoderParams
@@ -13,7 +13,6 @@ class Preset:
 
     Args:
         size: Side in pixels of the training clips; photos are animated at about size² pixels.
-        shipped: Whether its weights come with the package (`followclick_core/weights/<name>/`).
     """
 
     name: str
@@ -41,23 +40,21 @@ def _preset(name: str, size: int, unet: UNetParams, text: TextEncoderParams) -> 
     return Preset(name, size, unet, motion, text)
 
 
+_DEMO = _preset(
+    "demo",
+    256,
+    UNetParams(64, (1, 2, 3), 1, (0, 1, 1), 1, num_heads=4, context_dim=128),
+    TextEncoderParams(width=128, layers=3, num_heads=4),
+)
+
 PRESETS = {
     preset.name: preset
     for preset in (
         _preset("sd15", 512, UNetParams(), TextEncoderParams()),
-        _preset(
-            "demo",
-            256,
-            UNetParams(64, (1, 2, 3), 1, (0, 1, 1), 1, num_heads=4, context_dim=128),
-            TextEncoderParams(width=128, layers=3, num_heads=4),
-        ),
-        # The demo's architecture at half the side: a quarter of the work per clip, for short GPU runs.
-        _preset(
-            "small",
-            128,
-            UNetParams(64, (1, 2, 3), 1, (0, 1, 1), 1, num_heads=4, context_dim=128),
-            TextEncoderParams(width=128, layers=3, num_heads=4),
-        ),
+        _DEMO,
+        # The demo's architecture at half the side: a quarter of the work per clip, for short GPU runs. The shipped
+        # weights are of this preset; what they reach stands in their model card.
+        replace(_DEMO, name="small", size=128),
         _preset(
             "nano",
             128,

@@ -51,7 +51,9 @@ def evaluate_scenes(
         progress: Called with ("generate" or "score", scenes done, scenes in all).
     """
     settings = {
-        "model": getattr(animator, "name", type(animator).__name__),
+        "model": animator.name,
+        # Clips of other weights under the same name must not be taken for this model's.
+        "weights": animator.digest(),
         "num_scenes": num_scenes,
         "seed": seed,
         "size": size,

@@ -116,10 +116,10 @@ def attach(unet: nn.Module, motion_model: MotionModel) -> Attachment:
     """
     attachment = Attachment(motion_model)
     _check_widths(unet, motion_model)
-    attachment.hook_first_frame(unet.input_blocks[0][0])  # type: ignore[index]
-    attachment.hook_magnitude(unet.time_embed)  # type: ignore[arg-type]
     for layer, module in _places(unet, motion_model):
         attachment.hook_motion_module(layer, module)
+    attachment.hook_first_frame(unet.input_blocks[0][0])  # type: ignore[index]
+    attachment.hook_magnitude(unet.time_embed)  # type: ignore[arg-type]
     return attachment
 
 
@@ -154,3 +154,15 @@ def _check_widths(unet: nn.Module, motion_model: MotionModel) -> None:
             f"This motion model is for a UNet of {wanted[0]} channels with {wanted[1]} input and {wanted[2]} output "
             f"blocks, but the model has {found[0]}, {found[1]} and {found[2]}; load the checkpoint it was trained on."
         )
+    for layer, module in _places(unet, motion_model):
+        if (width := _width(layer)) != module.temporal_transformer.channels:
+            raise ValueError(
+                f"This motion model is for a UNet with {module.temporal_transformer.channels} channels where the model "
+                f"has {width}; load the checkpoint it was trained on."
+            )
+
+
+def _width(layer: nn.Module) -> int:
+    """Channels that a spatial transformer or a ResBlock gives out."""
+    last = layer.norm if hasattr(layer, "norm") else layer.out_layers[3]  # type: ignore[index]
+    return last.weight.shape[0]  # type: ignore[union-attr]

@@ -1,5 +1,6 @@
 """The parts of one trained model, loaded together from the folder that training wrote."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,14 @@ class ModelBundle:
     def device(self) -> torch.device:
         return next(self.unet.parameters()).device
 
+    def digest(self) -> str:
+        """A short name for these very weights: changes when any of them does."""
+        sums = hashlib.sha256()
+        for module in (self.unet, self.motion, self.autoencoder, self.text):
+            for tensor in module.state_dict().values():
+                sums.update(tensor.cpu().contiguous().numpy().tobytes())
+        return sums.hexdigest()[:16]
+
     def to(self, device: torch.device) -> "ModelBundle":
         """Move all parts; convolutions get their weights channels last, which is several times as fast on a CPU."""
         for module in (self.unet, self.motion, self.autoencoder, self.text):
@@ -52,10 +61,17 @@ def load_bundle(folder: str | Path | None = None) -> ModelBundle:
     preset_name = load_metadata(unet_file).get("preset")
     if preset_name is None:
         raise CheckpointError(f"{unet_file.name} does not say which preset it is; use a file that training wrote.")
-    return ModelBundle(
+    bundle = ModelBundle(
         preset=get_preset(preset_name),
         unet=load_unet(unet_file),
         motion=load_motion_model(weights_path("motion", folder)),
         autoencoder=load_autoencoder(weights_path("autoencoder", folder)),
         text=load_text_encoder(weights_path("text_encoder", folder)),
     )
+    widths = (bundle.text.params.width, bundle.unet.params.context_dim, bundle.motion.params.context_dim)
+    if len(set(widths)) > 1:
+        raise CheckpointError(
+            f"The files in {unet_file.parent} are of different models: text encoder, UNet and motion model have text "
+            f"widths {widths[0]}, {widths[1]} and {widths[2]}; take all files from one run."
+        )
+    return bundle

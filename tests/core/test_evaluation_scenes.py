@@ -75,6 +75,9 @@ class SlidingAnimator:
 
     name = "sliding"
 
+    def digest(self):
+        return "0"
+
     def __init__(self, scenes):
         self.scenes = {scene.image.tobytes(): scene for scene in scenes}
         self.asked = []
