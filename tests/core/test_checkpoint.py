@@ -80,6 +80,10 @@ def test_a_picture_under_a_weights_name_is_refused(tmp_path):
         load_tensors(tmp_path / "x.webp")
 
 
+def save_bare_pickle(content, path):
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
 class RunsCode:
     """Unpickling this makes a file: the harmless stand-in for an attack."""
 
@@ -91,9 +95,7 @@ class RunsCode:
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".bin"])
-@pytest.mark.parametrize(
-    "writer", [lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)), torch.save]
-)
+@pytest.mark.parametrize("writer", [save_bare_pickle, torch.save])
 def test_a_pickle_that_would_run_code_does_not_run_it(tmp_path, suffix, writer):
     proof, path = tmp_path / "it_ran", tmp_path / f"evil{suffix}"
     writer({"a.weight": torch.zeros(2), "state_dict": RunsCode(proof)}, path)
