@@ -191,6 +191,11 @@ def load_text_encoder_tensors(path: str | Path) -> tuple[dict[str, Tensor], Text
     return tensors, params
 
 
+def known_tokens(path: str | Path) -> Tensor:
+    """Numbers of the words that the encoder in this file has met in training, int64 [n]."""
+    return load_safetensors(path)[0][f"{EMBEDDING}.known"]
+
+
 def load_text_encoder(path: str | Path) -> TextEncoder:
     """Read a text encoder, in float32 on the CPU."""
     tensors, params = load_text_encoder_tensors(path)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -15,11 +16,11 @@ from ..data.scenes import SceneGenerator, SceneParams
 from ..data.scenes_ahead import ScenesAhead
 from ..models.autoencoder import Autoencoder, Block, load_autoencoder, save_autoencoder
 from ..models.blocks import BasicTransformerBlock, ResBlock
-from ..models.bundle import load_bundle
-from ..models.motion_model import save_motion_model
+from ..models.bundle import FILES, weights_path
+from ..models.motion_model import load_motion_model, save_motion_model
 from ..models.motion_module import TemporalTransformerBlock
-from ..models.text_encoder import save_text_encoder
-from ..models.unet import save_unet
+from ..models.text_encoder import known_tokens, load_text_encoder, save_text_encoder
+from ..models.unet import load_unet, save_unet
 from ..presets import Preset, get_preset
 from .loop import Limits, LoopParams, Stage, run_stage
 from .params import TRAINING, TrainParams
@@ -49,7 +50,7 @@ def train(
         steps: Steps of each stage, instead of the preset's.
         max_seconds: Stop all training after this long; checkpoints allow to go on.
         time_budget: Seconds for each stage, over all commands that continue it; ends a stage before its last step.
-        start_from: A `weights` folder of the same architecture, at any size, for the motion stage to begin with.
+        start_from: A `weights` folder of the same architecture, at any size, for the stages to begin with.
         compile_blocks: torch.compile the blocks: a minute of warm-up, then about half as fast again on a GPU.
 
     Returns:
@@ -63,7 +64,8 @@ def train(
         raise ValueError(f"There is no training stage {', '.join(sorted(unknown))}; choose from {', '.join(STAGES)}.")
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     trainer = Trainer(preset, TRAINING[preset_name], Path(art), RunDir(run_dir), _device(device), compile_blocks)
-    trainer.start_from = start_from
+    if start_from is not None:
+        trainer.begin_with(Path(start_from))
     deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
     for stage in (name for name in STAGES if name in stages):
         remaining = deadline - time.monotonic()
@@ -83,10 +85,16 @@ class Trainer:
     ):
         self.preset, self.params, self.run_dir, self.device = preset, params, run, device
         self.compile_blocks = compile_blocks
-        self.start_from: str | Path | None = None
         self.art = ArtPack.load(art)
         self.scenes = training_scenes(self.art, preset.size, device)
         run.save_config({"preset": asdict(preset), "training": asdict(params), "torch": torch.__version__})
+
+    def begin_with(self, folder: Path) -> None:
+        """Take over another run's weights, where this run has made none of its own yet."""
+        for part in FILES:
+            own = self.run_dir.weights / f"{part}.safetensors"
+            if not own.is_file():
+                shutil.copyfile(weights_path(part, folder), own)
 
     def run(self, stage: str, steps: int | None, limits: Limits) -> bool:
         """Train one stage and write its weights."""
@@ -99,7 +107,9 @@ class Trainer:
         return methods[stage](steps, limits)
 
     def _autoencoder(self, steps: int | None, limits: Limits) -> bool:
-        model = Autoencoder().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        made = self.run_dir.weights / "autoencoder.safetensors"
+        model = load_autoencoder(made) if made.is_file() else Autoencoder()
+        model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._compile(model, Block)
         stage = AutoencoderStage(model, self.params.autoencoder, self.scenes)
         done = self._loop(stage, self.params.autoencoder.loop, steps, limits)
@@ -123,10 +133,6 @@ class Trainer:
 
     def _motion(self, steps: int | None, limits: Limits) -> bool:
         model = self._generative()
-        if self.start_from is not None:
-            self._load_generative(model, self.start_from)
-        elif (spatial := self.run_dir.load_checkpoint("spatial", self.device)) is not None:
-            model.load_state_dict(spatial["module"])
         stage = MotionStage(model, self._frozen_autoencoder(), self.params.motion, self.preset, self.scenes)
         done = self._loop(stage, self.params.motion.loop, steps, limits)
         self._save_generative(model)
@@ -136,8 +142,16 @@ class Trainer:
         return run_stage(stage, replace(params, steps=steps or params.steps), self.run_dir, self.device, limits)
 
     def _generative(self) -> Generative:
+        """UNet, motion model and text encoder as the stage before left them, or new ones."""
         torch.manual_seed(0)
-        model = Generative(self.preset).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = Generative(self.preset)
+        files = {part: self.run_dir.weights / f"{part}.safetensors" for part in ("unet", "motion", "text_encoder")}
+        if all(path.is_file() for path in files.values()):
+            model.unet.load_state_dict(load_unet(files["unet"]).state_dict())
+            model.motion.load_state_dict(load_motion_model(files["motion"]).state_dict())
+            model.text.load_state_dict(load_text_encoder(files["text_encoder"]).state_dict())
+            model.mark_seen(known_tokens(files["text_encoder"]))
+        model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._compile(model, ResBlock, BasicTransformerBlock, TemporalTransformerBlock)
         return model
 
@@ -154,11 +168,6 @@ class Trainer:
         for module in model.modules():
             if isinstance(module, kinds):
                 module.forward = torch.compile(module.forward, dynamic=False)  # type: ignore[method-assign]
-
-    def _load_generative(self, model: Generative, folder: str | Path) -> None:
-        bundle = load_bundle(folder)
-        for own, loaded in ((model.unet, bundle.unet), (model.motion, bundle.motion), (model.text, bundle.text)):
-            own.load_state_dict(loaded.state_dict())
 
     def _save_generative(self, model: Generative) -> None:
         weights, notes = self.run_dir.weights, self._notes()
