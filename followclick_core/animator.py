@@ -215,13 +215,14 @@ class Animator:
             frames = canvas.cut(decode_clip(self.bundle, latents, callback))
         small_mask = canvas.cut_mask(region)
         asked = {
-            "clicks": [list(click) for click in clicks],
+            # Plain numbers: NumPy's, which clicks and settings often come as, are not JSON.
+            "clicks": [[float(x), float(y), int(label)] for x, y, label in clicks],
             "motion": motion,
-            "magnitude": magnitude,
-            "num_frames": num_frames,
-            "steps": steps,
-            "guidance_scale": guidance_scale,
-            "seed": seed,
+            "magnitude": float(magnitude),
+            "num_frames": int(num_frames),
+            "steps": int(steps),
+            "guidance_scale": float(guidance_scale),
+            "seed": int(seed),
         }
         with _Stage("measure", seconds, progress):
             measured = self._measure(frames, small_mask)

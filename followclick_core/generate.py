@@ -86,7 +86,7 @@ def decode_clip(bundle: ModelBundle, latents: Video, callback: Callback | None =
 
 def initial_noise(shape: tuple[int, ...], seeds: Sequence[int]) -> Tensor:
     """Unit noise from a CPU generator per clip, float32, so that a seed means the same on every device."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
 
 
 def _guided_model(bundle: ModelBundle, context: Tensor, params: SamplingParams, copies: int) -> Denoiser:
