@@ -107,6 +107,7 @@ class Trainer:
         return methods[stage](steps, limits)
 
     def _autoencoder(self, steps: int | None, limits: Limits) -> bool:
+        torch.manual_seed(0)
         made = self.run_dir.weights / "autoencoder.safetensors"
         model = load_autoencoder(made) if made.is_file() else Autoencoder()
         model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
