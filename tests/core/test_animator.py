@@ -11,7 +11,7 @@ import torch
 from followclick_core import animator as animator_module
 from followclick_core.animator import Animator, Canvas
 
-QUICK = {"num_frames": 2, "steps": 2, "guidance_scale": 2.0}
+QUICK = {"num_frames": 2, "steps": 2, "guidance_scale": 1.0}
 CLICK = [(64, 48, 1)]
 
 
@@ -174,7 +174,9 @@ def test_numbers_from_numpy_make_a_report_too(animator, photo):
 
 def test_progress_tells_of_the_stages_in_order_and_of_each_step(animator, photo):
     told = []
-    animator.animate(photo, CLICK, "run", num_frames=6, steps=3, progress=lambda *step: told.append(step))
+    animator.animate(
+        photo, CLICK, "run", num_frames=5, steps=3, guidance_scale=1, progress=lambda *step: told.append(step)
+    )
     assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["segment", "sample", "decode", "measure"]
     stages = [stage for stage, _, _ in told]
     assert sorted(stages, key=["segment", "sample", "decode", "measure"].index) == stages
