@@ -128,16 +128,13 @@ def test_the_help_panel_finds_a_page_for_every_node(server):
 
 
 def check_clip(frames: np.ndarray, mask: np.ndarray) -> None:
-    """16 frames in which the clicked object moves, and at least twice as much as the rest.
-
-    Three times was asked once; the shipped weights reach 2.9. The model card has the figures on held-out scenes.
-    """
+    """16 frames in which the clicked object moves, and much more than the rest; the model card has the figures."""
     assert len(frames) == 16
     height, width = frames.shape[1:3]
     small = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     motion = measure_motion(frames, small)
     assert motion.inside > 1.0
-    assert motion.inside > 2 * motion.outside
+    assert motion.inside > 3 * motion.outside
 
 
 def test_click_to_animate_makes_a_video_in_which_the_clicked_object_moves(server, graphs):
