@@ -31,6 +31,9 @@ PerTimestep = Float[Tensor, "t"]
 Image = UInt8[np.ndarray, "h w 3"]  # RGB
 Frames8 = UInt8[np.ndarray, "f h w 3"]
 Mask = Bool[np.ndarray, "h w"]
+ImageOfOtherSize = UInt8[np.ndarray, "h_out w_out 3"]
+MaskOfOtherSize = Bool[np.ndarray, "h_out w_out"]
+Frames8OfOtherSize = UInt8[np.ndarray, "f h_out w_out 3"]
 Flow = Float[np.ndarray, "h w 2"]  # pixels; x right, y down
 
 

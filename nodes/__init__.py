@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .animate import AnimateRegion, ApplyMotionModel, MotionSchedule
+from .finish import CropRegion, LockBackground, MeasureMotion, StitchRegion
 from .how import FirstFrame, FlowMagnitude, MotionRegion
 from .loaders import ExamplePhoto, LoadDemoModel, LoadMotionModel, LoadSegmenter
 from .where import ClickToMask
@@ -19,6 +20,10 @@ NODES: list[type[io.ComfyNode]] = [
     FlowMagnitude,
     ApplyMotionModel,
     MotionSchedule,
+    MeasureMotion,
+    LockBackground,
+    CropRegion,
+    StitchRegion,
 ]
 
 

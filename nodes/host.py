@@ -132,9 +132,15 @@ def image_to_array(image: Tensor) -> np.ndarray:
     return to_rgb_uint8(image[0].float().clamp(0, 1).cpu().numpy())
 
 
+def image_to_frames(images: Tensor) -> np.ndarray:
+    """Every picture of an IMAGE, b h w c 0..1, as uint8 frames f h w 3."""
+    return np.stack([image_to_array(image[None]) for image in images])
+
+
 def frames_to_image(frames: np.ndarray) -> Tensor:
     """Frames, uint8 f h w 3, as an IMAGE batch."""
-    return torch.from_numpy(frames).float() / 255
+    # torch warns of arrays that it may not write to, such as a picture just loaded.
+    return torch.from_numpy(np.require(frames, requirements="W")).float() / 255
 
 
 def masks_to_comfy(masks: Iterable[np.ndarray]) -> Tensor:
@@ -152,6 +158,31 @@ def one_mask(mask: Tensor) -> Tensor:
     if not joined.max() > 0:  # true for NaN too
         raise ValueError("The mask is empty, so nothing would move; click on the object, or draw a mask over it.")
     return joined.clamp(0, 1)
+
+
+def whole_mask(mask: Tensor) -> np.ndarray:
+    """All masks of a MASK batch as one, bool h w: what is selected at least by half.
+
+    Raises:
+        ValueError: nothing is selected.
+    """
+    return one_mask(mask)[0].cpu().numpy() >= 0.5
+
+
+def fitted_mask(mask: Tensor, frames: np.ndarray) -> np.ndarray:
+    """A MASK at the size of frames f h w 3, as First Frame brought it there; bool h w.
+
+    Raises:
+        ValueError: nothing is selected.
+    """
+    shares = fit(one_mask(mask)[None], (frames.shape[2], frames.shape[1]))[0, 0]
+    # Of an object that is smaller than a pixel there, the one of which it covers most.
+    return (shares >= min(0.5, float(shares.max()))).cpu().numpy()
+
+
+def fitted_picture(image: Tensor, frames: np.ndarray) -> np.ndarray:
+    """The first picture of an IMAGE at the size of frames f h w 3, as First Frame brought it there; uint8 h w 3."""
+    return image_to_array(fit(image[:1].movedim(-1, 1), (frames.shape[2], frames.shape[1])).movedim(1, -1))
 
 
 def fitting_size(image: Tensor, trained_size: int, multiple: int) -> tuple[int, int]:

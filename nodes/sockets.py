@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MotionModelSocket = io.Custom("FOLLOWCLICK_MOTION_MODEL")
 SegmenterSocket = io.Custom("FOLLOWCLICK_SEGMENTER")
 RegionsSocket = io.Custom("FOLLOWCLICK_MOTION_REGIONS")
+PlaceSocket = io.Custom("FOLLOWCLICK_PLACE")  # followclick_core.finish.Place
 
 
 @dataclass(frozen=True, eq=False)

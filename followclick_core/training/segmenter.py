@@ -110,6 +110,8 @@ def train_segmenter(
 ) -> bool:
     """Train, or go on training, and write the averaged weights to `out_path`, which load_segmenter reads.
 
+    A file that is there already, as `--start-from` puts it, is where a new training begins.
+
     Args:
         scenes: Their size becomes the model's input size.
         run: Holds the state to go on from, and the log.
@@ -120,12 +122,15 @@ def train_segmenter(
     Raises:
         FileNotFoundError, CheckpointError: The trunk's weights are missing or of another model.
     """
-    from ..segment.small_sam import build_small_sam, save_small_sam
+    from ..segment.small_sam import build_small_sam, load_small_sam, save_small_sam
 
     params = replace(params, model=replace(params.model, image_size=scenes.params.size))
     torch.manual_seed(0)
     sam = build_small_sam(params.model)
-    if params.trunk_weights != "random":
+    if Path(out_path).is_file():
+        tensors, metadata = load_tensors(out_path)
+        sam = load_small_sam(tensors, metadata, Path(out_path).name, params.model.image_size)
+    elif params.trunk_weights != "random":
         load_trunk(sam.get_submodule("image_encoder.trunk"), params.trunk_weights)
     sam.to(device)
     if device.type == "cuda":

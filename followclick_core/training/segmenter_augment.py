@@ -19,6 +19,7 @@ Planes = Float[Tensor, "b 1 h w"]
 _TEXTURED = 0.25  # share of pictures whose object is filled with photo texture
 _CROPPED = 0.7
 _PADDED = 0.35
+_HALVED = 0.35  # photos smaller than the encoder's input are scaled up to it
 _SMALLEST_CROP = 0.45  # of the picture's side
 
 
@@ -91,8 +92,10 @@ def jitter_colours(pixels: Pixels, generator: torch.Generator) -> Pixels:
 
 
 def degrade(pixels: Pixels, generator: torch.Generator) -> Pixels:
-    """Blur, sensor noise and blocky compression, each in about half of the pictures."""
+    """Half the resolution in some pictures; blur, sensor noise and blocky compression, each in about half of them."""
     per_picture = pixels[:, :1, :1, :1]
+    halved = F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
+    pixels = torch.where(_chance(per_picture, _HALVED, generator), halved, pixels)
     softness = _uniform(per_picture, -1, 1, generator).clamp(min=0)
     pixels = pixels + softness * (_blur(pixels) - pixels)
     noise = torch.randn(pixels.shape, generator=generator, device=pixels.device)
