@@ -22,6 +22,7 @@ from comfy.cli_args import args  # noqa: E402
 
 args.cpu = True
 import torch  # noqa: E402
+import utils.extra_config  # noqa: E402, F401  # before nodes, as in main.py: nodes puts another `utils` in the way
 
 import nodes  # noqa: E402
 

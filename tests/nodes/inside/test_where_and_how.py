@@ -10,8 +10,14 @@ import torch
 CENTRE = '[{"x": 0.5, "y": 0.5, "label": 1}]'
 
 
-def click(pack, demo, picture, clicks=CENTRE, grow=0, feather=0.0) -> tuple:
-    return pack.run("ClickToMask", image=picture, segmenter=demo.segmenter, clicks=clicks, grow=grow, feather=feather)
+def click(pack, demo, picture, clicks=CENTRE, grow=0, feather=0.0, **more) -> tuple:
+    """The mask and the clicks that come out."""
+    return click_outputs(pack, demo, picture, clicks, grow=grow, feather=feather, **more)[:2]
+
+
+def click_outputs(pack, demo, picture, clicks=CENTRE, **more) -> tuple:
+    inputs = {"segmenter": demo.segmenter, "grow": 0, "feather": 0.0} | more
+    return pack.run("ClickToMask", image=picture, clicks=clicks, **inputs)
 
 
 def test_each_clicked_object_gets_a_mask_of_the_pictures_size(pack, demo, picture):
@@ -28,8 +34,8 @@ def test_clicks_come_out_in_a_form_that_goes_in_again(pack, demo, picture):
 
 
 def test_growing_and_feathering_change_the_mask(pack, demo, picture, square, monkeypatch):
-    found = {1: square[0].numpy() > 0}
-    monkeypatch.setattr(pack.module("nodes.where"), "predict_masks", lambda *_: found)
+    proposals = pack.module("followclick_core.segment.predictor").Proposals
+    monkeypatch.setattr(proposals, "pick", lambda *_: square[0].numpy() > 0)
     assert torch.equal(click(pack, demo, picture)[0], square)
     grown = click(pack, demo, picture, grow=4)[0]
     assert grown[0, 26:74, 40].all() and not grown[0, 25, 40] and not grown[0, 26, 16]  # corners become round
