@@ -17,8 +17,6 @@ from followclick_core.images import load_mask
 
 PACK = Path(__file__).parents[2]
 TOO_STRONG = '{"image_size": [4, 3], "clicks": [{"x": 0.5, "y": 0.5}], "objects": {"1": {"motion_magnitude": 1000}}}'
-    '{"image_size": [640, 427], "clicks": [{"x": 0.5, "y": 0.54}], "objects": {"1": {"motion_magnitude": 1000}}}'
-)
 WORKFLOWS = sorted(path.stem for path in (PACK / "workflows").glob("*.json"))
 
 
