@@ -2,9 +2,11 @@
 
 import functools
 import os
+import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -23,8 +25,7 @@ Value = TypeVar("Value")
 
 FOLDERS = ("input", "output", "temp")
 # What photos and paintings come as; Pillow would also run other programs on formats such as EPS.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-MAX_NAME = 1024
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
 
 class ForbiddenError(ValueError):
@@ -55,7 +56,7 @@ def find_picture(filename: str, subfolder: str, folder_type: str) -> PictureFile
     """
     if folder_type not in FOLDERS:
         raise ValueError(f"Pictures lie in the folders {', '.join(FOLDERS)}, not in {folder_type[:60]!r}.")
-    if not filename or len(filename) + len(subfolder) > MAX_NAME or "\0" in filename + subfolder:
+    if not filename or not _is_text(filename + subfolder):
         raise ValueError("A picture is named by its file name and subfolder; one of them is empty or no name.")
     if os.path.basename(filename) != filename or "\\" in filename or os.path.isabs(subfolder):
         raise ForbiddenError(f"{filename[:60]!r} is no name of a file; give the name alone, and its subfolder.")
@@ -77,9 +78,14 @@ def find_example(name: str) -> PictureFile:
     return _picture_file(example_pictures()[name], name)
 
 
+def _is_text(name: str) -> bool:
+    """Whether a file system can take it: a zero byte, or half of a surrogate pair, makes its functions raise."""
+    return "\0" not in name and not re.search("[\ud800-\udfff]", name)
+
+
 def _picture_file(path: Path, name: str) -> PictureFile:
     # Only a regular file: opening a pipe would wait for ever.
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no picture {name[:60]!r} there; choose it again.")
     status = path.stat()
     return PictureFile(name[:60], path, status.st_mtime_ns, status.st_size)
@@ -91,7 +97,9 @@ def picture_pixels(file: PictureFile) -> Image:
     Raises:
         ValueError: It is damaged, no picture, or of a size that cannot be animated.
     """
-    return np.array(_first_frame(file).convert("RGB"))
+    frame = _first_frame(file)
+    with _in_plain_words(file):
+        return np.array(frame.convert("RGB"))
 
 
 def drawn_pixels(file: PictureFile) -> Mask | None:
@@ -118,6 +126,9 @@ class Remembered(Generic[Value]):
         self._number = number
         self._values: OrderedDict[PictureFile, Value] = OrderedDict()
 
+    def clear(self) -> None:
+        self._values.clear()
+
     def get(self, file: PictureFile, read: Callable[[PictureFile], Value]) -> Value:
         if file not in self._values:
             self._values[file] = read(file)
@@ -129,21 +140,34 @@ class Remembered(Generic[Value]):
 
 def _first_frame(file: PictureFile) -> PillowImage.Image:
     """The first frame, upright, by the very calls of the host's Load Image; the size is judged by the file's header."""
-    try:
-        with warnings.catch_warnings(), _open(file) as opened:
-            # Pillow warns of large pictures and of small faults in files; check_size says what matters.
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        # Pillow warns of large pictures and of small faults in files; check_size says what matters.
+        warnings.simplefilter("ignore")
+        with _in_plain_words(file):
+            opened = node_helpers.pillow(_open, file.path)
+        with opened:
             check_size(*opened.size, file.name)
-            frame = node_helpers.pillow(ImageOps.exif_transpose, next(iter(ImageSequence.Iterator(opened))))
-            return frame.point(lambda level: level * (1 / 255)) if frame.mode == "I" else frame
+            with _in_plain_words(file):
+                frame = node_helpers.pillow(ImageOps.exif_transpose, next(iter(ImageSequence.Iterator(opened))))
+                return frame.point(lambda level: level * (1 / 255)) if frame.mode == "I" else frame
+
+
+@contextmanager
+def _in_plain_words(file: PictureFile) -> Iterator[None]:
+    """Whatever Pillow raises as a ValueError of one sentence: damage makes its decoders fail in every way there is."""
+    try:
+        yield
     except PillowImage.DecompressionBombError as error:
         raise ValueError(f"{file.name} is too large to open; scale it down first.") from error
-    except ValueError:
-        raise
-    # Damage inside a file makes Pillow's decoders fail in every way there is.
     except Exception as error:
         raise ValueError(f"{file.name} is damaged, or no picture; save it as PNG or JPEG.") from error
 
 
-def _open(file: PictureFile) -> PillowImage.Image:
-    return node_helpers.pillow(functools.partial(PillowImage.open, formats=FORMATS), file.path)
+def _open(path: Path) -> PillowImage.Image:
+    return PillowImage.open(path, formats=_known_formats())
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    PillowImage.init()
+    return tuple(name for name in FORMATS if name in PillowImage.OPEN)

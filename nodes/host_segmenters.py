@@ -36,6 +36,7 @@ _loaded: weakref.WeakValueDictionary[tuple[str, int, int], HostedSegmenter] = we
 # The one that is kept although no node of the graph holds it.
 _last_used: list[HostedSegmenter] = []
 _embeddings: OrderedDict[tuple[tuple[str, int, int], bytes], ImageEmbedding] = OrderedDict()
+on_release: list[Callable[[], None]] = []  # what others keep for the live masks goes with the rest
 
 
 class SegmenterPatcher(WholePatcher):
@@ -131,6 +132,8 @@ def release() -> None:
     with _turn:
         _embeddings.clear()
         _last_used.clear()
+        for clear in on_release:
+            clear()
 
 
 def _is_on_device(hosted: HostedSegmenter) -> bool:

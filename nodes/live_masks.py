@@ -16,7 +16,7 @@ from ..followclick_core.segment.bit_planes import nearest, pack_masks, packed_pn
 from ..followclick_core.shapes import Image, Mask
 from .host import picture_digest
 from .host_pictures import PictureFile, Remembered, drawn_pixels, find_example, find_picture, picture_pixels
-from .host_segmenters import listed_segmenter, live, remembered_embedding
+from .host_segmenters import listed_segmenter, live, on_release, remembered_embedding
 from .live_request import ExamplePicture, LiveRequest, NamedPicture
 
 MAX_WAITING = 16
@@ -67,7 +67,8 @@ class TurnTaking:
     def _supersede(self, editor: str) -> None:
         if self._running is not None and self._running.editor == editor:
             self._running.superseded = True
-        if older := self._waiting.pop(editor, None):
+        older = self._waiting.pop(editor, None)
+        if older is not None and not older.done():
             older.set_exception(SupersededError("A newer request of this editor came."))
 
     async def _wait(self, editor: str) -> None:
@@ -179,3 +180,4 @@ def _known_picture(file: PictureFile) -> tuple[KnownPicture, Callable[[], Image]
 
 _known: Remembered[KnownPicture] = Remembered(16)
 _drawn: Remembered[Mask | None] = Remembered(1)
+on_release.append(_drawn.clear)
