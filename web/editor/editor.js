@@ -168,6 +168,7 @@ export class ClickEditor {
     this.canvas.addEventListener("blur", () => this.#blurred());
     this.canvas.addEventListener("focus", () => this.#focused());
     this.canvas.addEventListener("pointerdown", () => (this.crosshair = null));
+    for (const type of ["pointerenter", "focus"]) this.canvas.addEventListener(type, () => this.masks.prepare());
     this.body.addEventListener("copy", (event) => this.#copy(event));
     this.body.addEventListener("paste", (event) => this.#paste(event));
   }

@@ -44,8 +44,11 @@ function handleHistory({ key, shiftKey, altKey }, model) {
 
 function handleEscape(surface) {
   if (surface.cancelGesture()) return true;
-  if (surface.model.selected >= 0) surface.model.select(-1);
-  else if (surface.large) surface.toggleLarge();
+  const click = surface.model.clicks[surface.model.selected];
+  if (click) {
+    surface.model.select(-1);
+    surface.placeCrosshair(click.x, click.y); // to go on from there
+  } else if (surface.large) surface.toggleLarge();
   else return false;
   return true;
 }
@@ -80,11 +83,7 @@ function addAtCrosshair(surface, label) {
   if (model.full) surface.refused();
   else if (surface.crosshair) model.add(surface.crosshair.x, surface.crosshair.y, label);
   else if (model.selected < 0) surface.placeCrosshair(0.5, 0.5);
-  else {
-    const { x, y } = model.clicks[model.selected];
-    model.select(-1);
-    surface.placeCrosshair(x, y);
-  }
+  else return handleEscape(surface);
   return true;
 }
 

@@ -1,6 +1,6 @@
 /** The masks of the clicks as they stand, from the same function that the run uses. */
 
-import { onQueueEmpty } from "./host.js";
+import { onQueueEmpty, postSegment } from "./host.js";
 import { MaskRequests } from "./masks.js";
 import { say } from "./text.js";
 import { middles } from "./tint.js";
@@ -28,6 +28,7 @@ export class LiveMasks {
   #asked = "";
   #wired = "";
   #waits = false;
+  #prepared = "";
 
   /**
    * @param {object} node
@@ -69,6 +70,17 @@ export class LiveMasks {
     return this.#middles.get(object);
   }
 
+  /** Let the server look at the picture ahead, as the user is about to click; the first mask then comes as fast as others. */
+  prepare() {
+    const image = this.#source.image;
+    const key = JSON.stringify(image);
+    if (!image || key === this.#prepared) return;
+    this.#prepared = key;
+    if (this.#asked) return;
+    const request = { image, segmenter: this.#settings().segmenter, clicks: this.#value([]), editor: newId() };
+    postSegment(request).catch(() => {}); // what is wrong is said when a mask is asked for
+  }
+
   /** Ask again if what is wired, or how the mask is grown, is another. */
   refresh() {
     const wired = JSON.stringify(this.#settings());
@@ -95,24 +107,25 @@ export class LiveMasks {
   #request(dragging) {
     const image = this.#source.image;
     const clicks = this.#answerable();
-    if (!image || !this.#model.clicks.length || (!clicks.length && !this.#settings().drawn_mask)) return null;
-    const { naturalWidth: width, naturalHeight: height } = this.#source.picture;
-    const value = { image_size: [width, height], clicks };
-    const size = scaledDown(width, height, dragging ? DRAGGED_SIDE : RESTING_SIDE);
+    if (!image || (!clicks.length && !this.#settings().drawn_mask)) return null;
+    const value = this.#value(clicks);
+    const size = scaledDown(...value.image_size, dragging ? DRAGGED_SIDE : RESTING_SIDE);
     return { image, ...this.#settings(), clicks: value, editor: this.#id, size };
+  }
+
+  #value(clicks) {
+    const { naturalWidth, naturalHeight } = this.#source.picture;
+    return { image_size: [naturalWidth, naturalHeight], clicks };
   }
 
   /** Clicks of objects that include something; others would be refused, as they are when the graph runs. */
   #answerable() {
-    const { clicks, objects } = this.#model;
-    const drawn = Boolean(this.#settings().drawn_mask);
-    const lacking = objects.find((object) => {
-      const own = this.#model.clicksOf(object);
-      return own.length > 0 && !own.some(({ label }) => label === INCLUDE);
-    });
-    this.note = lacking && !drawn ? say("only_excluded", { object: lacking }) : "";
-    if (drawn) return clicks;
-    return clicks.filter(({ object }) => this.#model.clicksOf(object).some(({ label }) => label === INCLUDE));
+    const drawn = Boolean(this.#settings().drawn_mask); // a drawn mask is object 1
+    const includes = (object) =>
+      (drawn && object === 1) || this.#model.clicksOf(object).some(({ label }) => label === INCLUDE);
+    const lacking = this.#model.clicks.find(({ object }) => !includes(object));
+    this.note = lacking ? say("only_excluded", { object: lacking.object }) : "";
+    return this.#model.clicks.filter(({ object }) => includes(object));
   }
 
   #settings() {

@@ -92,7 +92,7 @@ async function segment(request, signal) {
     throw new MaskError(sentence(text) || `${answer.status} ${answer.statusText}`, answer.status);
   }
   const objects = JSON.parse(answer.headers.get("X-FollowClick-Objects") ?? "[]");
-  return { ...(await readBits(await answer.blob())), objects };
+  return { ...(await readBits(await answer.arrayBuffer())), objects };
 }
 
 function sentence(text) {
@@ -108,8 +108,8 @@ function asMaskError(error) {
 }
 
 /** The grey values of a PNG, exactly as they were written. */
-async function readBits(blob) {
-  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+async function readBits(png) {
+  const bitmap = await createImageBitmap(new Blob([png]), { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   const { width, height } = bitmap;
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);

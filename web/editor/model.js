@@ -135,11 +135,6 @@ export class ClickModel {
     return this.clicks.filter((click) => click.object === object);
   }
 
-  /** The user's choice among the masks of an object, or undefined. */
-  candidateOf(object) {
-    return this.clicksOf(object).findLast((click) => click.candidate !== undefined)?.candidate;
-  }
-
   select(index) {
     const kept = index >= 0 && index < this.clicks.length ? index : -1;
     if (kept === this.selected) return;
@@ -161,7 +156,7 @@ export class ClickModel {
     if (this.full) return;
     const click = { x: round(x), y: round(y), label, object: this.active };
     this.selected = this.clicks.length;
-    this.#edit({ clicks: [...withoutChoice(this.clicks, this.active), click] });
+    this.#edit({ clicks: [...this.clicks, click] });
   }
 
   /** @param {readonly import("./values.js").Click[]} clicks */
@@ -169,7 +164,7 @@ export class ClickModel {
     const added = clicks.slice(0, MAX_CLICKS - this.clicks.length).map((click) => ({ ...click, object: this.active }));
     if (!added.length) return 0;
     this.selected = -1;
-    this.#edit({ clicks: [...withoutChoice(this.clicks, this.active), ...added] });
+    this.#edit({ clicks: [...this.clicks, ...added] });
     return added.length;
   }
 
@@ -181,13 +176,12 @@ export class ClickModel {
   toggle(index) {
     const { candidate: _, ...click } = this.clicks[index];
     const toggled = { ...click, label: click.label === INCLUDE ? EXCLUDE : INCLUDE };
-    this.#edit({ clicks: withoutChoice(this.clicks, click.object).with(index, toggled) });
+    this.#edit({ clicks: this.clicks.with(index, toggled) });
   }
 
   remove(index) {
-    const { object } = this.clicks[index];
     this.selected = -1;
-    this.#edit({ clicks: withoutChoice(this.clicks.toSpliced(index, 1), object) });
+    this.#edit({ clicks: this.clicks.toSpliced(index, 1) });
   }
 
   clear() {
@@ -198,11 +192,10 @@ export class ClickModel {
     this.#edit(EMPTY);
   }
 
-  /** Choose one of the masks that the segmenter offers; it is kept on the object's last click. */
+  /** Choose one of the masks that the segmenter offers; only the choice on an object's last click counts. */
   choose(object, candidate) {
-    const clicks = withoutChoice(this.clicks, object);
-    const last = clicks.findLastIndex((click) => click.object === object);
-    if (last >= 0) this.#edit({ clicks: clicks.with(last, { ...clicks[last], candidate }) });
+    const last = this.clicks.findLastIndex((click) => click.object === object);
+    if (last >= 0) this.#edit({ clicks: this.clicks.with(last, { ...this.clicks[last], candidate }) });
   }
 
   /** @param {Partial<import("./values.js").Motion>} change */
@@ -279,13 +272,4 @@ export class ClickModel {
     this.#now = { ...this.#now, clicks: normalised(this.#now.clicks, this.#pictureSize) };
     this.#clickedSize = this.#pictureSize;
   }
-}
-
-/** A choice of mask belongs to the clicks it was made for; with others it may not exist. */
-function withoutChoice(clicks, object) {
-  return clicks.map((click) => {
-    if (click.object !== object || click.candidate === undefined) return click;
-    const { candidate: _, ...kept } = click;
-    return kept;
-  });
 }

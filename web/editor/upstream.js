@@ -15,6 +15,7 @@ import { inputIndex, inputLink, outputsOf, rootGraph } from "./host.js";
 const BYPASSED = 4;
 const MUTED = 2;
 const SUBGRAPH_INPUT = -10;
+const PREVIEWS = new Set(["PreviewImage", "SaveImage"]);
 const MAX_STEPS = 200; // a graph may have a loop
 
 /**
@@ -60,7 +61,7 @@ class Walk {
   /** @returns {Found | null} */
   picture() {
     for (let ref; this.source; ) {
-      if ((ref = pictureOf(this.source))) return { ref, exact: this.exact, through: this.through };
+      if ((ref = pictureOf(this.source) ?? previewOf(this.source, this.slot))) return { ref, exact: this.exact, through: this.through };
       // A node that has yet to run: what goes into it is close to what comes out, if only one picture goes in.
       const node = this.source;
       const images = [...(node.inputs ?? []).keys()].filter(
@@ -124,9 +125,17 @@ class Walk {
 /** @returns {PictureRef | null} */
 function pictureOf(node) {
   if (node.comfyClass === "FollowClick_ExamplePhoto") return { example: String(widgetValue(node, "picture")) };
-  const file = uploadedFile(node) ?? outputsOf(node)?.images?.[0];
-  return file?.filename ? { file: { filename: file.filename, subfolder: file.subfolder ?? "", type: file.type } } : null;
+  return asRef(uploadedFile(node) ?? outputsOf(node)?.images?.[0]);
 }
+
+/** What a preview that is wired to the same output has shown. */
+function previewOf(node, slot) {
+  const previews = (node.getOutputNodes?.(slot) ?? []).filter(({ comfyClass }) => PREVIEWS.has(comfyClass));
+  return previews.map((preview) => asRef(outputsOf(preview)?.images?.[0])).find(Boolean) ?? null;
+}
+
+const asRef = (file) =>
+  file?.filename ? { file: { filename: file.filename, subfolder: file.subfolder ?? "", type: file.type } } : null;
 
 /** The file in the widget of Load Image and its like, "folder/name.png [input]"; the host's preview lags behind it. */
 function uploadedFile(node) {
