@@ -62,9 +62,10 @@ export function recordChange() {
   app.canvas?.emitAfterChange?.();
 }
 
-/** The host's undo leaves alone what has a history of its own, and knows that by this. */
+/** The host's undo leaves alone what has a history of its own, and knows that by the one or the other, as old or new. */
 export function ownsUndo(element) {
   Object.defineProperty(element, "type", { value: "textarea" });
+  Object.defineProperty(element, "isContentEditable", { value: true });
 }
 
 /** In the classic renderer a widget's element takes these from the graph; Nodes 2.0 passes them on itself. */
