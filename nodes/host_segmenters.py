@@ -30,23 +30,36 @@ from .host_server import PromptRunsError, between_prompts
 from .sockets import HostedSegmenter
 
 REMEMBERED_PICTURES = 2
+UNLOADING_SECONDS = 1.0  # longer than the host needs to strike one model off its list
 
 _turn = threading.RLock()
 _loaded: weakref.WeakValueDictionary[tuple[str, int, int], HostedSegmenter] = weakref.WeakValueDictionary()
-# The one that is kept although no node of the graph holds it.
-_last_used: list[HostedSegmenter] = []
+# Those of the live masks, which no node of the graph need hold: the last one, and others while a prompt runs.
+_kept: list[HostedSegmenter] = []
 _embeddings: OrderedDict[tuple[tuple[str, int, int], bytes], ImageEmbedding] = OrderedDict()
-on_release: list[Callable[[], None]] = []  # what others keep for the live masks goes with the rest
+on_unload: list[Callable[[], None]] = []  # what others keep for the live masks goes with the rest
 
 
 class SegmenterPatcher(WholePatcher):
-    """Lets go of all that hangs on the segmenter when the host unloads it, as it does on /free."""
+    """Lets go of all that is kept for the live masks when the host unloads the segmenter, as it does on /free."""
 
     def detach(self, unpatch_all: bool = True) -> torch.nn.Module:
         with _turn:
+            model = super().detach(unpatch_all)
             if unpatch_all:  # otherwise the host only takes it up anew
-                release()
-            return super().detach(unpatch_all)
+                self._let_go()
+            return model
+
+    def _let_go(self) -> None:
+        _embeddings.clear()
+        for clear in on_unload:
+            clear()
+        own = [each for each in _kept if each.patcher is self]
+        _kept[:] = [each for each in _kept if each.patcher is not self]
+        # A model that dies while the host goes through its list of models changes that list under its hands.
+        timer = threading.Timer(UNLOADING_SECONDS, own.clear)
+        timer.daemon = True
+        timer.start()
 
 
 def segmenter(name: str) -> HostedSegmenter:
@@ -101,18 +114,17 @@ def live(hosted: HostedSegmenter) -> Iterator[None]:
         PromptRunsError: A prompt runs on the same device, and that is no CPU.
     """
     with _turn, torch.inference_mode():
-        if not _is_on_device(hosted):
-            try:
-                with between_prompts():
-                    memory.load_models_gpu([hosted.patcher])
-            except PromptRunsError:
-                # On a CPU the weights lie where they are used, whether the host knows of them or not.
-                if hosted.patcher.load_device.type != "cpu":
-                    raise
-        elif hosted.patcher.load_device.type != "cpu":
+        try:
             with between_prompts():
-                pass
-        _last_used[:] = [hosted]
+                if not _is_on_device(hosted):
+                    memory.load_models_gpu([hosted.patcher])
+                _kept[:] = [hosted]
+        except PromptRunsError:
+            # On a CPU the weights lie where they are used, whether the host knows of them or not.
+            if hosted.patcher.load_device.type != "cpu":
+                raise
+            if hosted not in _kept:
+                _kept.append(hosted)
         yield
 
 
@@ -125,15 +137,6 @@ def remembered_embedding(hosted: HostedSegmenter, digest: bytes, picture: Callab
             _embeddings.popitem(last=False)
     _embeddings.move_to_end(key)
     return _embeddings[key].to(hosted.segmenter.device)
-
-
-def release() -> None:
-    """Forget the pictures, and the segmenter that no node holds."""
-    with _turn:
-        _embeddings.clear()
-        _last_used.clear()
-        for clear in on_release:
-            clear()
 
 
 def _is_on_device(hosted: HostedSegmenter) -> bool:

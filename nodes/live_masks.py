@@ -16,7 +16,7 @@ from ..followclick_core.segment.bit_planes import nearest, pack_masks, packed_pn
 from ..followclick_core.shapes import Image, Mask
 from .host import picture_digest
 from .host_pictures import PictureFile, Remembered, drawn_pixels, find_example, find_picture, picture_pixels
-from .host_segmenters import listed_segmenter, live, on_release, remembered_embedding
+from .host_segmenters import listed_segmenter, live, on_unload, remembered_embedding
 from .live_request import ExamplePicture, LiveRequest, NamedPicture
 
 MAX_WAITING = 16
@@ -180,4 +180,4 @@ def _known_picture(file: PictureFile) -> tuple[KnownPicture, Callable[[], Image]
 
 _known: Remembered[KnownPicture] = Remembered(16)
 _drawn: Remembered[Mask | None] = Remembered(1)
-on_release.append(_drawn.clear)
+on_unload.append(_drawn.clear)

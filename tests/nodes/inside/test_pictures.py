@@ -14,15 +14,6 @@ SIZE = (70, 50)
 
 
 @pytest.fixture
-def folders(tmp_path, monkeypatch):
-    """The host's folders inside a folder that has more in it."""
-    for name in ("input", "output", "temp"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
-    return tmp_path
-
-
-@pytest.fixture
 def find(pack):
     return pack.module("nodes.host_pictures").find_picture
 
