@@ -5,9 +5,9 @@ which a page of another origin may not send; names, never paths; and a bound on 
 """
 
 import json
-import logging
 
-from aiohttp import web
+from aiohttp import ClientError, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ..followclick_core.data.verbs import VERBS
 from .host_pictures import ForbiddenError
@@ -16,8 +16,6 @@ from .live_masks import CrowdedError, SupersededError, live_masks
 from .live_request import MAX_BODY, parse_request
 
 RETRY_AFTER_SECONDS = 1
-
-logger = logging.getLogger("followclick")
 
 
 class _RefusedError(Exception):
@@ -65,10 +63,13 @@ async def _json_body(request: web.Request) -> bytes:
     if request.content_type != "application/json" or "Content-Encoding" in request.headers:
         raise _RefusedError(415, "The request is declared as something else; send plain application/json.")
     body = b""
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise _RefusedError(413, f"The request is too long; send at most {MAX_BODY} bytes.")
+    try:
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise _RefusedError(413, f"The request is too long; send at most {MAX_BODY} bytes.")
+    except (ConnectionError, ClientError, HttpProcessingError) as error:
+        raise _RefusedError(400, "The request broke off; send it again.") from error
     return body
 
 

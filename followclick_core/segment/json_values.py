@@ -20,7 +20,8 @@ def decoded(text: str) -> Any:
 
 
 def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether it is a whole number such as a label, a size or a count can be."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**9
 
 
 def shortened(value: Any) -> str:

@@ -5,6 +5,7 @@
 An object may say only one of the two, or nothing; numbers without clicks are left over from objects that are gone.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,8 +59,7 @@ def _motion(entry: Any) -> ObjectMotion:
     prompt, magnitude = entry.get("motion_prompt", ""), entry.get("motion_magnitude")
     if not isinstance(prompt, str):
         raise ValueError(f"The motion prompt of an object is {shortened(prompt)}; give a text, {_EXAMPLE}.")
-    if magnitude is not None and not (is_integer(magnitude) or isinstance(magnitude, float)):
-        raise ValueError(f"The motion magnitude of an object is {shortened(magnitude)}; give a number, {_EXAMPLE}.")
-    if magnitude is not None and not abs(magnitude) < 1e9:  # true for NaN too; longer integers do not fit a float
+    number = is_integer(magnitude) or (isinstance(magnitude, float) and math.isfinite(magnitude))
+    if magnitude is not None and not number:
         raise ValueError(f"The motion magnitude of an object is {shortened(magnitude)}; give a number, {_EXAMPLE}.")
     return ObjectMotion(prompt, None if magnitude is None else float(magnitude))
