@@ -134,25 +134,10 @@ def session_page(setup, server, chromium) -> Iterator:
 
 @pytest.fixture
 def page(session_page):
-    """The page of this set-up with an empty graph; at the end nothing of ours may have been complained about."""
+    """The page of this set-up; at the end nothing of ours may have been complained about."""
     session_page.reset()
     yield session_page
     assert session_page.complaints() == []
-
-
-@pytest.fixture
-def open_page(setup, server, chromium):
-    """A page of its own, for what the common one cannot have, such as another pixel density."""
-    with ExitStack() as stack:
-
-        def opened(**options):
-            context = chromium.new_context(**{"viewport": {"width": 1400, "height": 900}} | options)
-            stack.callback(context.close)
-            page = _editor_page.EditorPage(context.new_page(), server, setup.nodes_2)
-            page.open()
-            return page
-
-        yield opened
 
 
 def _make_pictures(folder: Path) -> None:

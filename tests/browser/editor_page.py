@@ -101,11 +101,12 @@ class EditorPage:
         self.page.keyboard.press("Escape")
 
     def reset(self) -> None:
+        """Forget the last test; each loads a graph of its own."""
         self.messages.clear()
+        self.requests.clear()
         self.page.unroute_all()
         self.page.mouse.move(700, 5)
-        self.load([], [])
-        self.requests.clear()
+        self.run_js("() => { for (const open of document.querySelectorAll('dialog.followclick-large')) open.close(); }")
 
     def _heard(self, message) -> None:
         text = f"{message.type}: {message.text} {message.location.get('url', '')}"
@@ -137,7 +138,12 @@ class EditorPage:
         self.look(scale, offset)
 
     def load_workflow(self, workflow: dict) -> None:
-        self.run_js("async (workflow) => { await app.loadGraphData(workflow); }", workflow)
+        # In the tab that is open: a new one for each test would fill the page.
+        self.run_js(
+            "async (workflow) => "
+            "{ await app.loadGraphData(workflow, true, true, app.extensionManager.workflow.activeWorkflow); }",
+            workflow,
+        )
 
     def look(self, scale: float, offset: tuple) -> None:
         self.run_js(
@@ -149,7 +155,16 @@ class EditorPage:
             }""",
             [scale, list(offset)],
         )
-        self.page.wait_for_timeout(250)
+        self.wait_for_frames(3)
+
+    def wait_for_frames(self, count: int = 2) -> None:
+        """Until so many frames were shown: what was asked for before is drawn and laid out by then."""
+        self.run_js(
+            """async (count) => {
+              while (count--) await new Promise((shown) => requestAnimationFrame(shown));
+            }""",
+            count,
+        )
 
     def serialize(self) -> dict:
         return self.run_js("() => JSON.parse(JSON.stringify((app.rootGraph ?? app.graph).serialize()))")
@@ -162,6 +177,10 @@ class EditorPage:
 
     def asked(self, path: str) -> list:
         return [request for request in self.requests if path in request.url]
+
+    def asked_for_masks(self) -> list:
+        """The requests of masks; one without clicks only lets the server look at the picture ahead."""
+        return [request for request in self.asked("/segment") if request.post_data_json["clicks"]["clicks"]]
 
     def run(self) -> None:
         """Queue the graph as the Run button does, and wait for its end."""
@@ -192,6 +211,12 @@ class Editor:
     def find(self, selector: str):
         # Opened large, the body is elsewhere on the page.
         return self.root.query_selector(selector) or self.on.page.query_selector(f".followclick-large {selector}")
+
+    def use_device_pixels(self, ratio: float) -> None:
+        """Have the page shown on a screen of this density."""
+        metrics = {"width": 1400, "height": 900, "mobile": False, "deviceScaleFactor": ratio}
+        self.on.page.context.new_cdp_session(self.on.page).send("Emulation.setDeviceMetricsOverride", metrics)
+        self.on.page.wait_for_timeout(300)
 
     @property
     def canvas(self):
@@ -230,7 +255,7 @@ class Editor:
 
     def wait_for_picture(self) -> "Editor":
         self.wait_until(lambda editor: editor.canvas.get_attribute("class").find("followclick-ready") >= 0)
-        self.on.page.wait_for_timeout(120)  # it is painted with the next frame
+        self.on.wait_for_frames()
         return self
 
     def place(self, x: float, y: float, size: tuple[int, int] = (640, 427)) -> tuple[float, float]:
@@ -277,7 +302,8 @@ class Editor:
         info = json.loads(answer.headers["x-followclick-objects"])
         bits = np.asarray(Image.open(io.BytesIO(answer.body())))
         found.append(Masks(answer.request.post_data_json, info, bits))
-        self.on.page.wait_for_timeout(150)
+        self.wait_until(lambda editor: not editor.find(".followclick-working"))
+        self.on.wait_for_frames()
 
     def colour_at(self, x: float, y: float, **options) -> np.ndarray:
         """What is painted at a point of the picture, read from the canvas."""
@@ -287,11 +313,17 @@ class Editor:
         stage, found = self.stage, [self.place(x, y, **options) for x, y in places]
         shares = [[(x - stage.x) / stage.width, (y - stage.y) / stage.height] for x, y in found]
         pixels = self.canvas.evaluate(
-            """(canvas, shares) => shares.map(([x, y]) => [...canvas.getContext('2d')
-              .getImageData(Math.floor(x * canvas.width), Math.floor(y * canvas.height), 1, 1).data])""",
+            """(canvas, shares) => {
+              const { width, height } = canvas;
+              const { data } = canvas.getContext('2d').getImageData(0, 0, width, height);
+              return shares.map(([x, y]) => {
+                const start = 4 * (Math.floor(y * height) * width + Math.floor(x * width));
+                return [...data.slice(start, start + 3)];
+              });
+            }""",
             shares,
         )
-        return [np.array(pixel[:3], dtype=float) for pixel in pixels]
+        return [np.array(pixel, dtype=float) for pixel in pixels]
 
     def wire(self, source: int, slot: int, name: str) -> None:
         self.on.run_js(

@@ -109,7 +109,7 @@ def test_dragging_asks_for_one_mask_at_a_time_and_ends_with_the_last(editor):
     with editor.next_masks():
         editor.drag(ON_ROCKET, (0.3, 0.7), steps=40)
     editor.on.page.wait_for_timeout(600)
-    asked = [request.post_data_json for request in editor.on.asked("/segment")]
+    asked = [request.post_data_json for request in editor.on.asked_for_masks()]
     assert 1 < len(asked) <= 41
     last = asked[-1]["clicks"]["clicks"][0]
     assert last["x"] == editor.clicks[0]["x"]
@@ -163,7 +163,7 @@ def test_growing_the_mask_shows_at_once_and_in_the_run(editor):
 def test_an_object_with_nothing_but_excluding_clicks_is_pointed_out(editor):
     editor.click(*ON_ROCKET, button="right")
     editor.wait_until(lambda one: "only excluding clicks" in one.message)
-    assert not editor.on.asked("/segment")
+    assert not editor.on.asked_for_masks()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_while_the_device_is_busy_the_mask_follows_when_the_queue_is_empty(edito
     page.page.unroute_all()
     page.requests.clear()
     page.page.wait_for_timeout(1500)
-    assert not page.asked("/segment"), "nothing may poll"
+    assert not page.asked_for_masks(), "nothing may poll"
     with editor.next_masks() as found:
         page.server.run({"1": {"class_type": "EmptyImage", "inputs": SIZE}, "2": PREVIEW})
     assert found[0].of(1).any()
@@ -211,7 +211,7 @@ PREVIEW = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
 def test_the_route_is_asked_as_json_with_a_name_for_the_editor(editor):
     with editor.next_masks() as found:
         editor.click(*ON_ROCKET)
-    (request,) = editor.on.asked("/segment")
+    (request,) = editor.on.asked_for_masks()
     assert request.headers["content-type"] == "application/json"
     body = found[0].request
     assert body["image"] == {"filename": "rocket.jpg", "subfolder": "", "type": "input"}

@@ -5,7 +5,7 @@ import { copied, paste } from "./clipboard.js";
 import { make } from "./dom.js";
 import { LargeWindow } from "./fullscreen.js";
 import { PointerGestures } from "./gestures.js";
-import { graphZoom, onGraphDrawn, ownsUndo, recordChange } from "./host.js";
+import { graphZoom, isOpen, onDensityChange, onGraphDrawn, ownsUndo, recordChange } from "./host.js";
 import { handleKey } from "./keyboard.js";
 import { LiveMasks } from "./live_masks.js";
 import { ClickModel } from "./model.js";
@@ -76,6 +76,7 @@ export class ClickEditor {
     this.#releases = [
       () => observer.disconnect(),
       onGraphDrawn(() => this.refresh()),
+      onDensityChange(() => this.painter.fit(this.#zoom)),
       this.masks.attach(),
     ];
     this.refresh();
@@ -96,9 +97,10 @@ export class ClickEditor {
   /** Look whether anything upstream is another; cheap, as it is called whenever the graph is drawn. */
   refresh() {
     if (!this.#attached) return;
+    if (!isOpen(this.node)) return this.detach();
     this.source.refresh();
     this.masks.refresh();
-    this.painter.fit(this.#zoom);
+    return this.painter.fit(this.#zoom);
   }
 
   /** After a run: the exact frame that the node received. */
@@ -168,7 +170,7 @@ export class ClickEditor {
     this.canvas.addEventListener("blur", () => this.#blurred());
     this.canvas.addEventListener("focus", () => this.#focused());
     this.canvas.addEventListener("pointerdown", () => (this.crosshair = null));
-    for (const type of ["pointerenter", "focus"]) this.canvas.addEventListener(type, () => this.masks.prepare());
+    for (const type of ["pointerenter", "focus"]) this.canvas.addEventListener(type, () => this.#approached());
     this.body.addEventListener("copy", (event) => this.#copy(event));
     this.body.addEventListener("paste", (event) => this.#paste(event));
   }
@@ -181,6 +183,11 @@ export class ClickEditor {
     event.preventDefault();
     event.stopPropagation();
     if (this.model.selected >= 0) this.crosshair = null;
+  }
+
+  #approached() {
+    if (isOpen(this.node)) this.attach(); // if it was given up meanwhile
+    this.masks.prepare();
   }
 
   #finishNudge() {

@@ -10,6 +10,13 @@ export const isVueRenderer = () => Boolean(globalThis.LiteGraph?.vueNodesMode);
 
 export const rootGraph = () => app.rootGraph ?? app.graph;
 
+/** Whether the node is part of what is open; nodes within subgraphs are not told when another workflow is. */
+export function isOpen(node) {
+  const [graph, root] = [node.graph, rootGraph()];
+  const known = graph && (graph === root || root.subgraphs?.get(graph.id) === graph);
+  return Boolean(known && graph.getNodeById(node.id) === node);
+}
+
 export const locale = () => app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en";
 
 export const graphZoom = () => app.canvas?.ds?.scale ?? 1;
@@ -122,4 +129,23 @@ export function onQueueEmpty(listener) {
   };
   api.addEventListener("status", onStatus);
   return () => api.removeEventListener("status", onStatus);
+}
+
+/**
+ * Call `listener` when the page comes to a screen with other pixels, or is zoomed by the browser.
+ * @param {() => void} listener
+ * @returns {() => void} stops it
+ */
+export function onDensityChange(listener) {
+  let query = null;
+  const watch = () => {
+    query = matchMedia(`(resolution: ${devicePixelRatio}dppx)`);
+    query.addEventListener("change", onChange, { once: true });
+  };
+  const onChange = () => {
+    watch();
+    listener();
+  };
+  watch();
+  return () => query.removeEventListener("change", onChange);
 }

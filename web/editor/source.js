@@ -52,7 +52,7 @@ export class Source {
     if (key === this.#shown) return;
     this.#shown = key;
     Object.assign(this, { exact, through });
-    this.hint = wired ? say("not_known_yet", { through: this.#upstreamName(link) }) : say("no_picture");
+    this.hint = wired ? this.#notKnown(link) : say("no_picture");
     this.#show(ref);
   }
 
@@ -92,8 +92,8 @@ export class Source {
     return this.#onChange();
   }
 
-  #upstreamName(link) {
+  #notKnown(link) {
     const node = this.#node.graph.getNodeById(link.origin_id);
-    return node?.title ?? node?.type ?? INPUT;
+    return node ? say("not_known_yet", { through: node.title || node.type }) : say("not_known");
   }
 }

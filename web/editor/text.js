@@ -32,6 +32,7 @@ export const ENGLISH = {
   how: "Click selects, right click excludes, click on a point removes it.",
   no_picture: "Connect a picture to “image”.",
   not_known_yet: "The picture is known after “{through}” has run. Queue once, then click here.",
+  not_known: "The picture is not known yet. Queue once, then click here.",
   stand_in: "The picture before “{through}”. After a run, the exact frame.",
   unreadable: "The stored clicks cannot be read ({reason}). They are kept until you click.",
   misfit: "The clicks were made on a picture of other proportions. Check where they lie.",
@@ -46,7 +47,7 @@ export const ENGLISH = {
   nothing_to_copy: "Object {object} has no clicks to copy.",
   not_points: "No points in the clipboard; expected [{\"x\": 320, \"y\": 200}, …].",
   paste_by_key: "Press Ctrl+V to paste here.",
-  elsewhere: "Open in the large editor",
+  elsewhere: "Click editor, large",
 };
 
 let words = ENGLISH;

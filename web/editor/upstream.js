@@ -84,7 +84,7 @@ class Walk {
 
   /** At the output that a link starts from: stop there, or go on where it only passes something on. */
   #arrive(graph, link) {
-    if (link.origin_id === SUBGRAPH_INPUT) return this.#leave(graph, link.origin_slot);
+    if (Number(link.origin_id) === SUBGRAPH_INPUT) return this.#leave(graph, link.origin_slot);
     const node = graph.getNodeById(link.origin_id);
     if (!node || node.mode === MUTED) return false;
     if (node.mode === BYPASSED) return this.#bypass(node, link.origin_slot);
