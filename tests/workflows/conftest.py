@@ -4,7 +4,9 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 TESTS = Path(__file__).parents[1]
 
@@ -18,6 +20,7 @@ def _load(name: str):
 
 COMFYUI, REASON = _load("find_comfyui").find_comfyui()
 _comfyui_server = _load("comfyui_server")
+_editor_client = _load("editor_client")
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -38,3 +41,27 @@ def graphs() -> dict[str, dict]:
     """The example workflows in their API form, by name."""
     workflows = TESTS.parent / "workflows" / "api"
     return {path.stem: json.loads(path.read_text()) for path in sorted(workflows.glob("*.json"))}
+
+
+@pytest.fixture(scope="session")
+def editor(server):
+    """What the click editor does without a browser; its class is in tests/editor_client.py."""
+    return _editor_client.EditorClient(server.url)
+
+
+@pytest.fixture(scope="session")
+def photo(server) -> np.ndarray:
+    """A photo in the input folder, turned by EXIF as phones do, and the same painted over in the MaskEditor."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((320, 240), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(server.folder / "input" / "turned.jpg", exif=exif, quality=95)
+    picture.save(server.folder / "input" / "photo.png")
+    painted = picture.convert("RGBA")
+    alpha = np.full((240, 320), 255, np.uint8)
+    alpha[60:180, 80:200] = 0
+    painted.putalpha(Image.fromarray(alpha))
+    (server.folder / "input" / "clipspace").mkdir()
+    painted.save(server.folder / "input" / "clipspace" / "painted.png")
+    return np.asarray(picture)
