@@ -1,5 +1,6 @@
 # make demo   a virtual environment, the pinned packages, and an example photo animated
 # make test   the same environment, then ruff, pyright and the tests
+# make pictures, make editor-latency   the click editor's screenshots and recording, and how quickly it answers
 # make art    the emoji and photos that training needs, packed into build/art.zip
 #
 # Python 3.11 and package registries are all it takes. COMFYUI_PATH names a ComfyUI for the tests that need one.
@@ -10,12 +11,19 @@ READY := .venv/ready
 COMFYUI_PLACES := $(if $(COMFYUI_PATH),$(COMFYUI_PATH),$(HOME)/ComfyUI ../..)
 COMFYUI := $(firstword $(foreach place,$(COMFYUI_PLACES),$(if $(wildcard $(place)/comfyui_version.py),$(place))))
 HOST_READY := $(if $(COMFYUI),.venv/ready-for-comfyui)
+# The click editor is tested with the front end that ComfyUI pins and with a new one, in a Chromium if there is one.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+FRONTEND_VERSION := 1.58.1
+FRONTEND := build/frontend-$(FRONTEND_VERSION)
+BROWSER_READY := $(if $(COMFYUI),$(if $(CHROMIUM),$(FRONTEND)/ready))
+
+TEST_ENVIRONMENT = $(if $(COMFYUI),COMFYUI_PATH="$(abspath $(COMFYUI))") CHROMIUM="$(CHROMIUM)"
 
 DEMO := build/demo
 ART_PACKAGES := build/art-packages
 ART_DEBIAN := fonts-noto-color-emoji mate-backgrounds plasma-workspace-wallpapers lomiri-wallpapers-16.04 lomiri-wallpapers-20.04
 
-.PHONY: demo test lint format art clean
+.PHONY: demo test pictures editor-latency lint format art clean
 
 demo: $(READY)
 	@mkdir -p $(DEMO)
@@ -24,8 +32,16 @@ demo: $(READY)
 		--output $(DEMO)/rocket.webp --mask-output $(DEMO)/rocket-mask.png --report $(DEMO)/rocket.json
 	@echo "The clip is $(CURDIR)/$(DEMO)/rocket.webp"
 
-test: $(READY) $(HOST_READY) lint
-	$(if $(COMFYUI),COMFYUI_PATH="$(abspath $(COMFYUI))") $(BIN)/pytest -q --durations=10
+test: $(READY) $(HOST_READY) $(BROWSER_READY) lint
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -q --durations=10
+
+# Screenshots of the editor and the recording in README.md, taken anew.
+pictures: $(READY) $(HOST_READY) $(BROWSER_READY)
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -q tests/browser/test_pictures.py --take-pictures
+
+# How quickly the editor answers; nothing else should run meanwhile.
+editor-latency: $(READY) $(HOST_READY) $(BROWSER_READY)
+	$(TEST_ENVIRONMENT) $(BIN)/python benchmarks/editor_latency.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -64,4 +80,11 @@ $(READY): requirements-dev.txt pyproject.toml
 # The host's own packages, held to the pinned set, so that torch stays what it is.
 .venv/ready-for-comfyui: $(READY) $(COMFYUI)/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements-dev.txt -r $(COMFYUI)/requirements.txt
+	@touch $@
+
+# A wheel is a zip; it is unpacked rather than installed, as .venv keeps the front end that ComfyUI pins.
+$(FRONTEND)/ready: $(READY)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest build \
+		comfyui-frontend-package==$(FRONTEND_VERSION)
+	$(BIN)/python -m zipfile -e build/comfyui_frontend_package-$(FRONTEND_VERSION)-*.whl $(FRONTEND)
 	@touch $@

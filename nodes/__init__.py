@@ -6,6 +6,7 @@ from .animate import AnimateRegion, ApplyMotionModel, MotionSchedule
 from .finish import CropRegion, LockBackground, MeasureMotion, StitchRegion
 from .how import FirstFrame, FlowMagnitude, MotionRegion
 from .loaders import ExamplePhoto, LoadDemoModel, LoadMotionModel, LoadSegmenter
+from .routes import add_routes
 from .where import ClickToMask
 
 NODES: list[type[io.ComfyNode]] = [
@@ -30,3 +31,6 @@ NODES: list[type[io.ComfyNode]] = [
 class FollowClickExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)
+
+
+add_routes()  # at import: the host builds its table of routes right after it has loaded the packs

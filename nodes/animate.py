@@ -5,13 +5,20 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..followclick_core.animator import check_request
-from .host import frames_to_image, host_progress, image_to_array, load_on_device, masks_to_comfy
+from .host import (
+    frames_to_image,
+    host_progress,
+    image_to_array,
+    load_on_device,
+    masks_to_comfy,
+    temporary_frame,
+)
 from .host_models import trailing_sigmas
 from .host_motion import apply_motion_model
 from .host_weights import demo_animator
 from .how import length_input, magnitude_input, prompt_input
-from .sockets import HostedMotionModel, MotionModelSocket
-from .where import clicked_masks, clicks_input
+from .sockets import ClicksWidget, HostedMotionModel, MotionModelSocket
+from .where import FORMS, clicked_masks
 
 
 def steps_input() -> io.Int.Input:
@@ -82,7 +89,7 @@ class AnimateRegion(io.ComfyNode):
             ),
             inputs=[
                 io.Image.Input("image", tooltip="The photo. Of a batch, the first image."),
-                clicks_input(),
+                ClicksWidget.Input("clicks", motion=False, tooltip=f"Click on the object that should move. {FORMS}"),
                 prompt_input(),
                 magnitude_input(),
                 length_input(),
@@ -124,4 +131,4 @@ class AnimateRegion(io.ComfyNode):
         clip = demo.animator.animate_mask(
             picture, mask, motion_prompt, motion_magnitude, length, steps, cfg, seed, host_progress()
         )
-        return io.NodeOutput(frames_to_image(clip.frames), masks_to_comfy([clip.mask]))
+        return io.NodeOutput(frames_to_image(clip.frames), masks_to_comfy([clip.mask]), ui=temporary_frame(picture))

@@ -4,6 +4,7 @@ The files named host*.py are the only ones that import comfy.* and folder_paths.
 the host's floats (b h w c and b h w, 0..1) and the core's arrays (uint8 h w 3, bool h w).
 """
 
+import hashlib
 import itertools
 import math
 import os
@@ -16,9 +17,11 @@ import folder_paths
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
+from PIL import Image as PillowImage
 from torch import Tensor, nn
 
 from ..followclick_core.animator import Canvas
+from ..followclick_core.files import atomic_path
 from ..followclick_core.images import check_size, load_image, to_rgb_uint8
 
 EMBEDDED = "demo"  # in the file lists: the weights that come with the pack
@@ -80,13 +83,13 @@ class WholePatcher(ModelPatcher):
         return 0  # the host then unloads it as a whole
 
 
-def hosted(*modules: nn.Module) -> WholePatcher:
+def hosted(*modules: nn.Module, kind: type[WholePatcher] = WholePatcher) -> WholePatcher:
     """A patcher that moves modules of the core together.
 
     They go into a list, for the host writes attributes such as `device` onto what it manages, and Sam has a read-only
     one of that name.
     """
-    return WholePatcher(nn.ModuleList(modules), memory.get_torch_device(), memory.unet_offload_device())
+    return kind(nn.ModuleList(modules), memory.get_torch_device(), memory.unet_offload_device())
 
 
 def load_on_device(*patchers: ModelPatcher) -> torch.device:
@@ -137,6 +140,28 @@ def image_to_frames(images: Tensor) -> np.ndarray:
     return np.stack([image_to_array(image[None]) for image in images])
 
 
+def picture_digest(picture: np.ndarray) -> bytes:
+    """A name for these very pixels."""
+    digest = hashlib.blake2b(repr(picture.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(picture))
+    return digest.digest()
+
+
+def temporary_frame(picture: np.ndarray) -> dict[str, list[dict[str, str]]]:
+    """The picture as a PNG in the host's temporary folder, for the click editor to show: what a node returns as `ui`.
+
+    Not under the key "images", for which the front end would add a preview of its own.
+    """
+    folder = Path(folder_paths.get_temp_directory())
+    path = folder / f"followclick-{picture_digest(picture).hex()}.png"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            # Little is gained by harder compression of what lives until the next start.
+            PillowImage.fromarray(picture).save(temporary, compress_level=1)
+    return {"followclick_frame": [{"filename": path.name, "subfolder": "", "type": "temp"}]}
+
+
 def frames_to_image(frames: np.ndarray) -> Tensor:
     """Frames, uint8 f h w 3, as an IMAGE batch."""
     # torch warns of arrays that it may not write to, such as a picture just loaded.
@@ -146,6 +171,14 @@ def frames_to_image(frames: np.ndarray) -> Tensor:
 def masks_to_comfy(masks: Iterable[np.ndarray]) -> Tensor:
     """Masks, h w, as one MASK batch, b h w 0..1."""
     return torch.stack([torch.from_numpy(np.asarray(mask, dtype=np.float32)) for mask in masks])
+
+
+def drawn_mask_of(mask: Tensor | None) -> np.ndarray | None:
+    """A MASK batch as one mask, bool h w: what is drawn at least half opaque. None if nothing is."""
+    if mask is None:
+        return None
+    drawn = (mask.reshape(-1, *mask.shape[-2:]).float().amax(dim=0) >= 0.5).cpu().numpy()
+    return drawn if drawn.any() else None
 
 
 def one_mask(mask: Tensor) -> Tensor:

@@ -1,12 +1,9 @@
 """Weights as the host holds them: the pack's own and files in the model folders, each with a patcher that moves it."""
 
 import functools
-import hashlib
-from collections import OrderedDict
 
 import comfy.model_management as memory
 import comfy.sd
-import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -18,13 +15,12 @@ from ..followclick_core.models.motion_model import load_motion_model
 from ..followclick_core.models.text_encoder import load_text_encoder_tensors
 from ..followclick_core.models.unet import load_unet
 from ..followclick_core.presets import get_preset
-from ..followclick_core.segment import ImageEmbedding, load_segmenter
-from .host import EMBEDDED, MOTION_FOLDERS, SEGMENTER_FOLDERS, hosted, load_on_device, weight_path
+from .host import EMBEDDED, MOTION_FOLDERS, hosted, weight_path
 from .host_models import host_clip, host_model, host_vae
-from .sockets import HostedAnimator, HostedMotionModel, HostedSegmenter
+from .host_segmenters import segmenter
+from .sockets import HostedAnimator, HostedMotionModel
 
 SD15_SIZE = 512  # of models that do not say at which size they were trained
-REMEMBERED_PICTURES = 2
 
 
 def demo_model() -> ModelPatcher:
@@ -59,18 +55,6 @@ def motion_model(name: str) -> HostedMotionModel:
     return HostedMotionModel(model, hosted(model), get_preset(preset).size if preset else SD15_SIZE)
 
 
-def segmenter(name: str) -> HostedSegmenter:
-    """The embedded segmenter, or a file of the segmenter folder.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it is damaged, or no Segment Anything.
-    """
-    path = weights_path("segmenter") if name == EMBEDDED else weight_path(name, SEGMENTER_FOLDERS)
-    loaded = load_segmenter(path, "cpu")
-    return HostedSegmenter(loaded, hosted(loaded.sam))
-
-
 @functools.lru_cache(maxsize=1)
 def demo_animator() -> HostedAnimator:
     """The whole method with the pack's own weights; kept, as the host caches loaders but not what a node loads."""
@@ -78,20 +62,3 @@ def demo_animator() -> HostedAnimator:
     hosted_segmenter = segmenter(EMBEDDED)
     patcher = hosted(bundle.unet, bundle.motion, bundle.autoencoder, bundle.text)
     return HostedAnimator(Animator(bundle, hosted_segmenter.segmenter), hosted_segmenter, patcher)
-
-
-def embed(hosted: HostedSegmenter, picture: np.ndarray) -> ImageEmbedding:
-    """What the segmenter, on the host's device, sees in the picture.
-
-    The last pictures are remembered, for who moves a click asks again about the same one.
-    """
-    device = load_on_device(hosted.patcher)
-    key = hashlib.blake2b(picture.tobytes() + str((hosted.segmenter.name, picture.shape)).encode()).digest()
-    if key not in _embeddings:
-        _embeddings[key] = hosted.segmenter.embed(picture).to("cpu")
-        while len(_embeddings) > REMEMBERED_PICTURES:
-            _embeddings.popitem(last=False)
-    return _embeddings[key].to(device)
-
-
-_embeddings: OrderedDict[bytes, ImageEmbedding] = OrderedDict()

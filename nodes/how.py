@@ -7,7 +7,16 @@ from ..followclick_core.animator import MAX_FRAMES, MAX_MAGNITUDE, check_request
 from .host import one_mask
 from .host_models import encode_text
 from .host_motion import first_frame_conditioning, magnitude_points, with_motion
-from .sockets import HostedMotionModel, MotionModelSocket, Region, Regions, RegionsSocket
+from .sockets import (
+    ClickedObject,
+    ClickedObjects,
+    HostedMotionModel,
+    MotionModelSocket,
+    ObjectsSocket,
+    Region,
+    Regions,
+    RegionsSocket,
+)
 
 
 def prompt_input() -> io.String.Input:
@@ -44,12 +53,24 @@ class MotionRegion(io.ComfyNode):
             category="FollowClick/how",
             description="What the selected region does, and how strongly. Chain several for several objects.",
             inputs=[
-                io.Mask.Input("mask", tooltip="The region, from Click to Mask or drawn; several masks count as one."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="The region, from Click to Mask or drawn; several masks count as one.",
+                ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 prompt_input(),
                 magnitude_input(),
                 RegionsSocket.Input(
                     "regions", optional=True, tooltip="Regions that move as well, from another Motion Region."
+                ),
+                ObjectsSocket.Input(
+                    "objects",
+                    optional=True,
+                    tooltip=(
+                        "From Click to Mask: a region for each object, with the motion prompt and the magnitude that "
+                        "the click editor says. Where it says none, those of this node count."
+                    ),
                 ),
             ],
             outputs=[RegionsSocket.Output(display_name="regions", tooltip="All regions so far, for First Frame.")],
@@ -57,12 +78,36 @@ class MotionRegion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, mask: Tensor, clip: io.Clip.Type, motion_prompt: str, motion_magnitude: float, regions: Regions = ()
+        cls,
+        clip: io.Clip.Type,
+        motion_prompt: str,
+        motion_magnitude: float,
+        mask: Tensor | None = None,
+        regions: Regions = (),
+        objects: ClickedObjects = (),
     ) -> io.NodeOutput:
-        check_request(motion_prompt, motion_magnitude, num_frames=1, steps=1, guidance_scale=1)
-        context, empty_context = encode_text(clip, motion_prompt.strip()), encode_text(clip, "")
-        region = Region(one_mask(mask), motion_prompt, context, empty_context, motion_magnitude)
-        return io.NodeOutput((*(regions or ()), region))
+        asked = [] if mask is None else [(mask, motion_prompt, motion_magnitude)]
+        asked += [motion_of(each, motion_prompt, motion_magnitude) for each in objects or ()]
+        if not asked:
+            raise ValueError("Nothing says where it moves; connect mask or objects from Click to Mask.")
+        return io.NodeOutput((*(regions or ()), *(region(clip, *each) for each in asked)))
+
+
+def motion_of(clicked: ClickedObject, prompt: str, magnitude: float) -> tuple[Tensor, str, float]:
+    """Where and how the object moves: as the editor says, or by this prompt and magnitude where it does not."""
+    own = clicked.motion_magnitude
+    return clicked.mask, clicked.motion_prompt.strip() or prompt, magnitude if own is None else own
+
+
+def region(clip: io.Clip.Type, mask: Tensor, prompt: str, magnitude: float) -> Region:
+    """A part of the picture that moves, with its prompt embedded.
+
+    Raises:
+        ValueError: The mask or the prompt is empty, or the magnitude makes no sense.
+    """
+    check_request(prompt, magnitude, num_frames=1, steps=1, guidance_scale=1)
+    context, empty_context = encode_text(clip, prompt.strip()), encode_text(clip, "")
+    return Region(one_mask(mask), prompt, context, empty_context, magnitude)
 
 
 class FirstFrame(io.ComfyNode):

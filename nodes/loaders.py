@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from .host import EMBEDDED, MOTION_FOLDERS, SEGMENTER_FOLDERS, example_picture, example_pictures, weight_files
-from .host_weights import demo_clip, demo_model, demo_vae, motion_model, segmenter
+from .host_segmenters import segmenter
+from .host_weights import demo_clip, demo_model, demo_vae, motion_model
 from .sockets import MotionModelSocket, SegmenterSocket
 
 

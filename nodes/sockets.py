@@ -20,6 +20,20 @@ MotionModelSocket = io.Custom("FOLLOWCLICK_MOTION_MODEL")
 SegmenterSocket = io.Custom("FOLLOWCLICK_SEGMENTER")
 RegionsSocket = io.Custom("FOLLOWCLICK_MOTION_REGIONS")
 PlaceSocket = io.Custom("FOLLOWCLICK_PLACE")  # followclick_core.finish.Place
+ObjectsSocket = io.Custom("FOLLOWCLICK_OBJECTS")
+
+
+@io.comfytype(io_type="FOLLOWCLICK_CLICKS")
+class ClicksWidget(io.ComfyTypeIO):
+    """A JSON text that the click editor edits, in the browser, on the picture itself."""
+
+    Type = str
+
+    class Input(io.WidgetInput):
+        """Args: motion: Whether the editor also asks what each object does, and how strongly."""
+
+        def __init__(self, id: str, motion: bool, tooltip: str):
+            super().__init__(id, tooltip=tooltip, default="[]", extra_dict={"motion": motion})
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +51,15 @@ class HostedMotionModel:
 
 @dataclass(frozen=True, eq=False)
 class HostedSegmenter:
-    """A segmenter, and the patcher by which the host moves its weights."""
+    """A segmenter, and the patcher by which the host moves its weights.
+
+    Args:
+        weights: Names the weights: what one segmenter made of a picture is nothing to another.
+    """
 
     segmenter: Segmenter
     patcher: "ModelPatcher"
+    weights: tuple[str, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +69,26 @@ class HostedAnimator:
     animator: Animator
     segmenter: HostedSegmenter
     patcher: "ModelPatcher"
+
+
+@dataclass(frozen=True, eq=False)
+class ClickedObject:
+    """One object of the picture, and what the click editor says of its motion.
+
+    Args:
+        number: Counts from 1, as in the clicks.
+        mask: 1 h w, 0..1, at the size of the picture that was clicked.
+        motion_prompt: Empty where the editor does not say.
+        motion_magnitude: Pixels per frame at 512 pixels of width; None where the editor does not say.
+    """
+
+    number: int
+    mask: Tensor
+    motion_prompt: str
+    motion_magnitude: float | None
+
+
+ClickedObjects = tuple[ClickedObject, ...]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ and never by the size of the numbers:
     y count pixels of the picture at hand. Included and excluded points come as two such lists.
         [{"x": 320, "y": 200}, …]
 
-Label 1 includes what was clicked, 0 excludes it. Clicks with the same object number select one object together.
+Label 1 includes what was clicked, 0 excludes it. Clicks with the same object number select one object together. The
+first form may also say how the objects move ("objects", see motions.py).
 """
 
 import json
@@ -23,9 +24,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
+from .json_values import EXAMPLE, decoded, is_integer, shortened
+from .motions import ObjectMotion
+
 INCLUDE, EXCLUDE = 1, 0
 
-_EXAMPLE = 'such as [{"x": 0.5, "y": 0.4, "label": 1}]'
 _ENTRY_KEYS = {"x", "y", "label", "object", "candidate"}
 # Clicks made at one size serve every size of the same picture; beyond this the picture has been cropped or replaced.
 _ASPECT_TOLERANCE = 0.02
@@ -83,24 +86,50 @@ def parse_clicks(
         ValueError: No JSON, another structure, no click at all, an object with nothing but excluding clicks, or a
             click that is outside the picture or otherwise invalid.
     """
-    content = _decoded(clicks) if isinstance(clicks, str) else clicks
+    parsed = read_clicks(clicks, image_size, pixel_label)
+    # A list of excluded points is half of an answer; it is joined with the included ones before it is used.
+    if pixel_label == INCLUDE or any(click.label == INCLUDE for click in parsed):
+        check_clicks(parsed)
+    return parsed
+
+
+def read_clicks(
+    clicks: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    image_size: tuple[int, int],
+    pixel_label: int = INCLUDE,
+) -> list[Click]:
+    """As parse_clicks, for clicks that are a part of the whole: there may be none, or only excluding ones."""
+    content = decoded(clicks) if isinstance(clicks, str) else clicks
     entries, clicked_size = _entries(content)
     labelled = [isinstance(entry, Mapping) and "label" in entry for entry in entries]
     if clicked_size is not None or all(labelled):
         _warn_of_another_picture(clicked_size, image_size)
-        parsed = [_normalised_click(entry) for entry in entries]
-    elif not any(labelled):
-        points = [(*_coordinates(entry), pixel_label) for entry in entries]
-        parsed = [_pixel_click(point, image_size, _object(entry)) for point, entry in zip(points, entries, strict=True)]
-    else:
+        return [_normalised_click(entry) for entry in entries]
+    if any(labelled):
         raise ValueError(
             "Some clicks have a label, some have none: it is unclear whether they count pixels or go from 0 to 1; "
-            f"give every click a label, {_EXAMPLE}."
+            f"give every click a label, {EXAMPLE}."
         )
-    # A list of excluded points is half of an answer; it is joined with the included ones before it is used.
-    if pixel_label == INCLUDE or any(labelled):
-        check_clicks(parsed)
-    return parsed
+    points = [(*_coordinates(entry), pixel_label) for entry in entries]
+    return [_pixel_click(point, image_size, _object(entry)) for point, entry in zip(points, entries, strict=True)]
+
+
+def gather_clicks(
+    clicks: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    image_size: tuple[int, int],
+    positive_points: str = "",
+    negative_points: str = "",
+) -> list[Click]:
+    """The clicks in any of their forms, then the points of other node packs, which go to object 1 unless they say.
+
+    Raises:
+        ValueError: As read_clicks.
+    """
+    gathered = read_clicks(clicks, image_size)
+    for points, label in ((positive_points, INCLUDE), (negative_points, EXCLUDE)):
+        if points.strip():
+            gathered += read_clicks(points, image_size, label)
+    return gathered
 
 
 def clicks_from_pixels(clicks: Iterable[Sequence[SupportsFloat]], image_size: tuple[int, int]) -> list[Click]:
@@ -114,13 +143,18 @@ def clicks_from_pixels(clicks: Iterable[Sequence[SupportsFloat]], image_size: tu
     return parsed
 
 
-def clicks_to_json(clicks: Iterable[Click], image_size: tuple[int, int]) -> str:
-    """Our wire form, one line; parse_clicks gives the same clicks back."""
+def clicks_to_json(
+    clicks: Iterable[Click], image_size: tuple[int, int], motions: Mapping[int, ObjectMotion] | None = None
+) -> str:
+    """Our wire form, one line; parse_clicks gives the same clicks back, parse_motions the same motions."""
     entries = []
     for click in clicks:
         entry = {"x": click.x, "y": click.y, "label": click.label, "object": click.object}
         entries.append(entry if click.candidate is None else entry | {"candidate": click.candidate})
-    return json.dumps({"image_size": list(image_size), "clicks": entries})
+    envelope: dict[str, Any] = {"image_size": list(image_size), "clicks": entries}
+    if motions:
+        envelope["objects"] = {str(number): motion.to_dict() for number, motion in motions.items()}
+    return json.dumps(envelope)
 
 
 def clicks_to_pixel_json(clicks: Iterable[Click], image_size: tuple[int, int], label: int = INCLUDE) -> str:
@@ -148,30 +182,22 @@ def check_clicks(clicks: Iterable[Click]) -> None:
             raise ValueError(f"{which} has only excluding clicks ({len(own)}); add one on the object that should move.")
 
 
-def _decoded(text: str) -> Any:
-    try:
-        return json.loads(text)
-    # Thousands of nested brackets, or of digits, are refused by other errors than bad syntax.
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"The clicks are not valid JSON ({_shortened(text)}); give a list {_EXAMPLE}.") from error
-
-
 def _entries(content: Any) -> tuple[Sequence[Any], tuple[int, int] | None]:
     """The list of click entries, and the size of the picture they were made on if the text names one."""
     clicked_size = None
     if isinstance(content, Mapping):
         if "clicks" not in content:
-            raise ValueError(f'The clicks come as a JSON object without "clicks"; give a list {_EXAMPLE}.')
+            raise ValueError(f'The clicks come as a JSON object without "clicks"; give a list {EXAMPLE}.')
         clicked_size = _clicked_size(content.get("image_size"))
         content = content["clicks"]
     if isinstance(content, (str, bytes)) or not isinstance(content, Sequence):
-        raise ValueError(f"The clicks are a {type(content).__name__}, not a list; give one {_EXAMPLE}.")
+        raise ValueError(f"The clicks are a {type(content).__name__}, not a list; give one {EXAMPLE}.")
     return content, clicked_size
 
 
 def _clicked_size(size: Any) -> tuple[int, int]:
-    if not (isinstance(size, Sequence) and len(size) == 2 and all(_is_integer(side) and side > 0 for side in size)):
-        raise ValueError(f'The "image_size" of the clicks is {_shortened(size)}; give [width, height] in pixels.')
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(is_integer(side) and side > 0 for side in size)):
+        raise ValueError(f'The "image_size" of the clicks is {shortened(size)}; give [width, height] in pixels.')
     return size[0], size[1]
 
 
@@ -179,15 +205,15 @@ def _normalised_click(entry: Any) -> Click:
     x, y = _coordinates(entry)
     # Within an envelope, a click without a label includes.
     label, candidate = entry.get("label", INCLUDE), entry.get("candidate")
-    if not _is_integer(label) or not (candidate is None or _is_integer(candidate)):
-        raise ValueError(f"The label and the candidate of a click are whole numbers, not {_shortened(dict(entry))}.")
+    if not is_integer(label) or not (candidate is None or is_integer(candidate)):
+        raise ValueError(f"The label and the candidate of a click are whole numbers, not {shortened(dict(entry))}.")
     return Click(x, y, label, _object(entry), candidate)
 
 
 def _pixel_click(click: Sequence[SupportsFloat], image_size: tuple[int, int], object: int = 1) -> Click:
     """The click in the middle of the pixel (x, y): the same pixel again after any round trip."""
     if len(click) != 3:
-        raise ValueError(f"A click is (x, y, label), not {_shortened(click)}; give three numbers.")
+        raise ValueError(f"A click is (x, y, label), not {shortened(click)}; give three numbers.")
     x, y, label = (float(value) for value in click)
     width, height = image_size
     if not (0 <= x < width and 0 <= y < height):  # true for NaN too
@@ -202,29 +228,20 @@ def _pixel_click(click: Sequence[SupportsFloat], image_size: tuple[int, int], ob
 
 def _coordinates(entry: Any) -> tuple[float, float]:
     if not isinstance(entry, Mapping) or not {"x", "y"} <= entry.keys() <= _ENTRY_KEYS:
-        raise ValueError(f"A click reads {_shortened(entry)}; give it x, y and, if need be, label and object.")
+        raise ValueError(f"A click reads {shortened(entry)}; give it x, y and, if need be, label and object.")
     for axis in ("x", "y"):
         if isinstance(entry[axis], bool) or not isinstance(entry[axis], (int, float)):
-            raise ValueError(f"The {axis} of a click is {_shortened(entry[axis])}; give a number.")
+            raise ValueError(f"The {axis} of a click is {shortened(entry[axis])}; give a number.")
         if not abs(entry[axis]) < 1e9:  # true for NaN too; longer integers do not fit a float
-            raise ValueError(f"The {axis} of a click is {_shortened(entry[axis])}, which is no position; click again.")
+            raise ValueError(f"The {axis} of a click is {shortened(entry[axis])}, which is no position; click again.")
     return float(entry["x"]), float(entry["y"])
 
 
 def _object(entry: Mapping[str, Any]) -> int:
     number = entry.get("object", 1)
-    if not _is_integer(number):
-        raise ValueError(f"The object of a click is {_shortened(number)}; give a whole number from 1.")
+    if not is_integer(number):
+        raise ValueError(f"The object of a click is {shortened(number)}; give a whole number from 1.")
     return number
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "…"
 
 
 def _warn_of_another_picture(clicked_size: tuple[int, int] | None, image_size: tuple[int, int]) -> None:

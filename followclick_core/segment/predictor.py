@@ -6,6 +6,7 @@ value of its own, which a cache may hold and several threads may use.
 segment_anything is imported when a model is loaded or asked, not when this file is.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..checkpoint import WEIGHTS_DIR, load_tensors
 from ..shapes import Image, Mask
-from .clicks import Click, check_clicks, clicks_by_object
+from .clicks import Click, check_clicks
 from .params import SEGMENTER_FAMILY
 from .parts import keep_clicked_parts
 
@@ -64,11 +65,47 @@ class MaskCandidates:
         Raises:
             ValueError: There are not so many candidates.
         """
-        if candidate is not None and not 0 <= candidate < len(self):
-            raise ValueError(
-                f"Mask candidate {candidate} was asked for, but there are {len(self)}; give 0 to {len(self) - 1}."
-            )
+        check_candidate(candidate, len(self))
         return self.masks[candidate or 0]
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What MaskCandidates holds, before it is computed at the picture's size: one can be taken without the others.
+
+    Attributes:
+        logits: Best first, over the encoder's square input.
+        scores: As in MaskCandidates.
+        finish: Makes the mask of one plane, 1 1 n n.
+    """
+
+    logits: Float[Tensor, "k n n"]
+    scores: Float[np.ndarray, "k"]
+    embedding: ImageEmbedding
+    finish: Callable[[Tensor, ImageEmbedding], np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @torch.no_grad()
+    def pick(self, candidate: int | None) -> Mask:
+        """As MaskCandidates.pick."""
+        check_candidate(candidate, len(self))
+        return self.finish(self.logits[candidate or 0][None, None], self.embedding)
+
+    def areas(self) -> list[float]:
+        """The share of the picture that each covers, 0..1, to the accuracy of the logits' resolution."""
+        rows, columns = (
+            math.ceil(side / max(self.embedding.input_size) * self.logits.shape[-1])
+            for side in self.embedding.input_size
+        )
+        return (self.logits[:, :rows, :columns] > 0).float().mean(dim=(1, 2)).tolist()
+
+
+def check_candidate(candidate: int | None, number: int) -> None:
+    """Raise ValueError if there is no candidate of this rank; None, the best, there always is."""
+    if candidate is not None and not 0 <= candidate < number:
+        raise ValueError(f"Mask candidate {candidate} was asked for, but there are {number}; give 0 to {number - 1}.")
 
 
 # (logits 1 k n n, points 1 p 2 as 0..1 of the encoder's input, labels 1 p) -> logits
@@ -120,7 +157,6 @@ class Segmenter:
         features = self.sam.image_encoder(self.sam.preprocess(pixels).to(encoder_dtype))
         return ImageEmbedding(features, (height, width), input_size)
 
-    @torch.no_grad()
     def predict(self, embedding: ImageEmbedding, clicks: Sequence[Click]) -> MaskCandidates:
         """Masks of the object under the clicks, in the resolution of the picture that was embedded.
 
@@ -128,6 +164,17 @@ class Segmenter:
 
         Raises:
             ValueError: No click that includes something, or clicks of several objects.
+        """
+        proposals = self.propose(embedding, clicks)
+        # One at a time: three masks of a 12-megapixel photo as float32 would take half a gigabyte.
+        return MaskCandidates(np.stack([proposals.pick(rank) for rank in range(len(proposals))]), proposals.scores)
+
+    @torch.no_grad()
+    def propose(self, embedding: ImageEmbedding, clicks: Sequence[Click]) -> Proposals:
+        """What `predict` answers, not yet scaled to the picture: for who wants one of the masks.
+
+        Raises:
+            ValueError: As predict.
         """
         check_clicks(clicks)
         if len({click.object for click in clicks}) > 1:
@@ -147,9 +194,7 @@ class Segmenter:
         if self._refine is not None:
             logits = self._refine(logits, (points + 0.5) / self.sam.image_encoder.img_size, labels)
         order = scores[0].argsort(descending=True, stable=True)
-        # One at a time: three masks of a 12-megapixel photo as float32 would take half a gigabyte.
-        masks = [self._mask(logits[:, index : index + 1], embedding) for index in order.tolist()]
-        return MaskCandidates(np.stack(masks), scores[0, order].float().cpu().numpy())
+        return Proposals(logits[0, order], scores[0, order].float().cpu().numpy(), embedding, self._mask)
 
     def _prompt(
         self, embedding: ImageEmbedding, clicks: Sequence[Click]
@@ -167,20 +212,6 @@ class Segmenter:
     def _mask(self, logits: Float[Tensor, "1 1 n n"], embedding: ImageEmbedding) -> Mask:
         full = self.sam.postprocess_masks(logits, embedding.input_size, embedding.original_size)
         return (full[0, 0] > self.sam.mask_threshold).cpu().numpy()
-
-
-def predict_masks(segmenter: Segmenter, embedding: ImageEmbedding, clicks: Sequence[Click]) -> dict[int, Mask]:
-    """A mask for each object number among the clicks, with the candidate that the user picked for it, if any.
-
-    Raises:
-        ValueError: No clicks, an object with nothing but excluding ones, or a candidate that does not exist.
-    """
-    check_clicks(clicks)
-    masks = {}
-    for number, own in clicks_by_object(clicks).items():
-        picked = [click.candidate for click in own if click.candidate is not None]
-        masks[number] = segmenter.predict(embedding, own).pick(picked[-1] if picked else None)
-    return masks
 
 
 def load_segmenter(source: str | Path = DEMO, device: str | torch.device | None = None) -> Segmenter:

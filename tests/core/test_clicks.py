@@ -12,6 +12,7 @@ from followclick_core.segment import (
     clicks_from_pixels,
     clicks_to_json,
     clicks_to_pixel_json,
+    gather_clicks,
     parse_clicks,
 )
 
@@ -136,3 +137,23 @@ def test_what_is_no_selection_is_refused_in_one_sentence(text, complaint):
 def test_pixels_off_the_picture_and_unknown_labels_are_refused(click):
     with pytest.raises(ValueError, match=r"outside the image of 640x427|label|only excluding"):
         clicks_from_pixels([click], SIZE)
+
+
+def test_points_of_other_packs_join_the_clicks_of_object_1():
+    own = clicks_to_json([Click(0.25, 0.5, object=2)], SIZE)
+    gathered = gather_clicks(own, SIZE, '[{"x": 320, "y": 200}]', '[{"x": 10, "y": 20}, {"x": 11, "y": 20}]')
+    assert [(click.label, click.object) for click in gathered] == [(1, 2), (1, 1), (0, 1), (0, 1)]
+    assert [click.pixel(SIZE) for click in gathered[1:]] == [(320, 200), (10, 20), (11, 20)]
+
+
+@pytest.mark.parametrize("points", ["", " ", "[]"])
+def test_there_may_be_no_points_and_no_clicks_yet(points):
+    assert gather_clicks("[]", SIZE, points, points) == []
+    assert gather_clicks({"image_size": SIZE, "clicks": []}, SIZE) == []
+
+
+def test_points_of_other_packs_are_checked_as_clicks_are():
+    with pytest.raises(ValueError, match="outside the image"):
+        gather_clicks("[]", SIZE, '[{"x": 640, "y": 200}]')
+    with pytest.raises(ValueError, match="not valid JSON"):
+        gather_clicks("[]", SIZE, negative_points="320, 200")

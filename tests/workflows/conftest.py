@@ -1,31 +1,26 @@
-"""A real ComfyUI server on the CPU with nothing but this pack in it, and a small client for it."""
+"""A server for the example workflows, and the graphs in their API form."""
 
 import importlib.util
 import json
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-PACK = Path(__file__).parents[2]
-# Not the name of an installed copy of the pack, so that only this one is let in.
-NAME = "followclick-under-test"
-START_SECONDS, RUN_SECONDS = 180, 600
+TESTS = Path(__file__).parents[1]
 
 
-def _load_finder():
-    spec = importlib.util.spec_from_file_location("find_comfyui", Path(__file__).parents[1] / "find_comfyui.py")
+def _load(name: str):
+    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-COMFYUI, REASON = _load_finder().find_comfyui()
+COMFYUI, REASON = _load("find_comfyui").find_comfyui()
+_comfyui_server = _load("comfyui_server")
+_editor_client = _load("editor_client")
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -33,111 +28,40 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"SKIPPED ALL WORKFLOW TESTS: {REASON}", red=True, bold=True)
 
 
-class ExecutionError(RuntimeError):
-    """A graph did not run through; the text is what the node shows."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A graph that ran: what its output nodes wrote, by node id, and which nodes were not run again."""
-
-    outputs: dict[str, list[Path]]
-    cached: set[str]
-
-
-@dataclass(frozen=True)
-class Server:
-    url: str
-    folder: Path  # of what it writes
-
-    def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
-            return answer.read()
-
-    def post(self, path: str, content: dict) -> dict:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.loads(answer.read() or b"{}")
-        except urllib.error.HTTPError as error:
-            raise ExecutionError(error.read().decode()) from error
-
-    def queue(self, graph: dict) -> str:
-        return self.post("/prompt", {"prompt": graph})["prompt_id"]
-
-    def wait(self, prompt_id: str) -> Run:
-        deadline = time.monotonic() + RUN_SECONDS
-        while not (entry := json.loads(self.get(f"/history/{prompt_id}")).get(prompt_id)):
-            assert time.monotonic() < deadline, "the graph did not finish"
-            time.sleep(0.2)
-        messages = dict(entry["status"]["messages"])
-        if entry["status"]["status_str"] != "success":
-            failure = messages.get("execution_error", {"exception_message": "interrupted"})
-            raise ExecutionError(failure["exception_message"])
-        outputs = {
-            node: [
-                self.folder / file["type"] / file["subfolder"] / file["filename"]
-                for files in out.values()
-                for file in files
-            ]
-            for node, out in ((node, _files(out)) for node, out in entry["outputs"].items())
-        }
-        return Run(outputs, set(messages["execution_cached"]["nodes"]))
-
-    def run(self, graph: dict) -> Run:
-        return self.wait(self.queue(graph))
-
-
-def _files(output: dict) -> dict[str, list]:
-    """Of what a node reports, the files; others are flags such as "animated"."""
-    return {key: [file for file in files if isinstance(file, dict)] for key, files in output.items()}
-
-
 @pytest.fixture(scope="session")
-def server(tmp_path_factory) -> Server:
+def server(tmp_path_factory):
     if COMFYUI is None:
         pytest.skip(f"workflow tests need ComfyUI, and {REASON}")
-    folder = tmp_path_factory.mktemp("comfyui")
-    for name in ("packs", "output", "user"):
-        (folder / name).mkdir()
-    (folder / "packs" / NAME).symlink_to(PACK)
-    (folder / "paths.yaml").write_text(f"test:\n  custom_nodes: {folder / 'packs'}\n")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--cpu", "--port", str(port), "--extra-model-paths-config", str(folder / "paths.yaml")]
-    options += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", NAME]
-    options += ["--output-directory", str(folder / "output"), "--user-directory", str(folder / "user")]
-    # The host adds "temp" to its temporary folder by itself.
-    options += ["--temp-directory", str(folder), "--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
-    log = (folder / "log.txt").open("w")
-    process = subprocess.Popen(
-        [COMFYUI.python, "main.py", *options], cwd=COMFYUI.folder, stdout=log, stderr=subprocess.STDOUT
-    )
-    server = Server(f"http://127.0.0.1:{port}", folder)
-    try:
-        _wait_until_up(server, process, folder / "log.txt")
-        yield server
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-        log.close()
-
-
-def _wait_until_up(server: Server, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            server.get("/system_stats")
-            return
-        except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
-            time.sleep(0.5)
+    with _comfyui_server.running_server(COMFYUI, tmp_path_factory.mktemp("comfyui")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def graphs() -> dict[str, dict]:
     """The example workflows in their API form, by name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted((PACK / "workflows" / "api").glob("*.json"))}
+    workflows = TESTS.parent / "workflows" / "api"
+    return {path.stem: json.loads(path.read_text()) for path in sorted(workflows.glob("*.json"))}
+
+
+@pytest.fixture(scope="session")
+def editor(server):
+    """What the click editor does without a browser; its class is in tests/editor_client.py."""
+    return _editor_client.EditorClient(server.url)
+
+
+@pytest.fixture(scope="session")
+def photo(server) -> np.ndarray:
+    """A photo in the input folder, turned by EXIF as phones do, and the same painted over in the MaskEditor."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((320, 240), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(server.folder / "input" / "turned.jpg", exif=exif, quality=95)
+    picture.save(server.folder / "input" / "photo.png")
+    painted = picture.convert("RGBA")
+    alpha = np.full((240, 320), 255, np.uint8)
+    alpha[60:180, 80:200] = 0
+    painted.putalpha(Image.fromarray(alpha))
+    (server.folder / "input" / "clipspace").mkdir()
+    painted.save(server.folder / "input" / "clipspace" / "painted.png")
+    return np.asarray(picture)

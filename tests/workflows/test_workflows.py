@@ -16,6 +16,7 @@ from followclick_core.flow import measure_motion
 from followclick_core.images import load_mask
 
 PACK = Path(__file__).parents[2]
+TOO_STRONG = '{"image_size": [4, 3], "clicks": [{"x": 0.5, "y": 0.5}], "objects": {"1": {"motion_magnitude": 1000}}}'
 WORKFLOWS = sorted(path.stem for path in (PACK / "workflows").glob("*.json"))
 
 
@@ -180,7 +181,7 @@ def test_a_cancelled_clip_leaves_the_model_as_it_was(server, graphs):
     [
         ("FollowClick_ClickToMask", {"clicks": "[]"}, "There is no click; click on the object that should move."),
         ("FollowClick_ClickToMask", {"clicks": '[{"x": 2, "y": 0, "label": 1}]'}, "outside the image"),
-        ("PrimitiveString", {"value": " "}, "The motion prompt is empty"),
+        ("FollowClick_ClickToMask", {"clicks": TOO_STRONG}, "The motion magnitude is 1000"),
     ],
 )
 def test_the_node_shows_what_is_wrong_in_the_same_words(server, graphs, kind, inputs, text):

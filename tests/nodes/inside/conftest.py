@@ -21,7 +21,9 @@ sys.path.insert(0, str(COMFYUI))
 from comfy.cli_args import args  # noqa: E402
 
 args.cpu = True
+import folder_paths  # noqa: E402
 import torch  # noqa: E402
+import utils.extra_config  # noqa: E402, F401  # before nodes, as in main.py: nodes puts another `utils` in the way
 
 import nodes  # noqa: E402
 
@@ -178,3 +180,12 @@ def graph(pack, demo, picture, square) -> Graph:
         positive, negative, latent = pack.first_frame(demo, picture, pack.regions(demo, square))
         model = pack.run("ApplyMotionModel", model=demo.model, motion_model=demo.motion_model)[0]
     return Graph(model, positive, negative, latent)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """The host's folders inside a folder that has more in it."""
+    for name in ("input", "output", "temp"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+    return tmp_path

@@ -7,11 +7,20 @@ import comfy.utils
 import pytest
 import torch
 
+import nodes
+
+ANIMATED = {"motion_prompt": "run", "motion_magnitude": 6.0, "length": 3, "steps": 2, "cfg": 5.0, "seed": 0}
 CENTRE = '[{"x": 0.5, "y": 0.5, "label": 1}]'
 
 
-def click(pack, demo, picture, clicks=CENTRE, grow=0, feather=0.0) -> tuple:
-    return pack.run("ClickToMask", image=picture, segmenter=demo.segmenter, clicks=clicks, grow=grow, feather=feather)
+def click(pack, demo, picture, clicks=CENTRE, grow=0, feather=0.0, **more) -> tuple:
+    """The mask and the clicks that come out."""
+    return click_outputs(pack, demo, picture, clicks, grow=grow, feather=feather, **more)[:2]
+
+
+def click_outputs(pack, demo, picture, clicks=CENTRE, **more) -> tuple:
+    inputs = {"segmenter": demo.segmenter, "grow": 0, "feather": 0.0} | more
+    return pack.run("ClickToMask", image=picture, clicks=clicks, **inputs)
 
 
 def test_each_clicked_object_gets_a_mask_of_the_pictures_size(pack, demo, picture):
@@ -28,8 +37,8 @@ def test_clicks_come_out_in_a_form_that_goes_in_again(pack, demo, picture):
 
 
 def test_growing_and_feathering_change_the_mask(pack, demo, picture, square, monkeypatch):
-    found = {1: square[0].numpy() > 0}
-    monkeypatch.setattr(pack.module("nodes.where"), "predict_masks", lambda *_: found)
+    proposals = pack.module("followclick_core.segment.predictor").Proposals
+    monkeypatch.setattr(proposals, "pick", lambda *_: square[0].numpy() > 0)
     assert torch.equal(click(pack, demo, picture)[0], square)
     grown = click(pack, demo, picture, grow=4)[0]
     assert grown[0, 26:74, 40].all() and not grown[0, 25, 40] and not grown[0, 26, 16]  # corners become round
@@ -42,6 +51,74 @@ def test_a_second_click_on_the_same_picture_does_not_embed_it_again(pack, demo, 
     click(pack, demo, picture)
     monkeypatch.setattr(demo.segmenter.segmenter, "embed", lambda image: pytest.fail("embedded again"))
     click(pack, demo, picture, '[{"x": 0.1, "y": 0.1, "label": 1}]')
+
+
+def test_without_a_segmenter_the_packs_own_answers(pack, demo, picture):
+    assert torch.equal(click(pack, demo, picture)[0], click(pack, demo, picture, segmenter=None)[0])
+
+
+def test_a_drawn_mask_is_refined_by_clicks(pack, demo, picture, square):
+    under, outside = click(pack, demo, picture)[0], '[{"x": 0.5, "y": 0.5, "label": 0}]'
+    assert torch.equal(click(pack, demo, picture, "[]", drawn_mask=square)[0], square)
+    assert torch.equal(click(pack, demo, picture, drawn_mask=square)[0], torch.maximum(square, under))
+    assert torch.equal(click(pack, demo, picture, outside, drawn_mask=square)[0], square * (1 - under))
+    # What Load Image gives for a picture without a mask.
+    assert torch.equal(click(pack, demo, picture, drawn_mask=torch.zeros(1, 64, 64))[0], under)
+    with pytest.raises(ValueError, match="drawn mask has 64x64 pixels"):
+        click(pack, demo, picture, drawn_mask=torch.ones(1, 64, 64))
+
+
+def test_points_of_other_packs_come_in_and_go_out(pack, demo, picture):
+    points = {"positive_points": '[{"x": 64, "y": 48}]', "negative_points": '[{"x": 3, "y": 90}, {"x": 4, "y": 5}]'}
+    mask, clicks, _, *out, _ = click_outputs(pack, demo, picture, "[]", **points)
+    assert out == list(points.values())
+    assert torch.equal(mask, click(pack, demo, picture, clicks)[0])
+    both = click_outputs(pack, demo, picture, '[{"x": 0.1, "y": 0.1, "label": 1, "object": 2}]', **points)
+    assert len(both[0]) == 2 and len(json.loads(both[1])["clicks"]) == 4
+
+
+MOVING = """{"image_size": [128, 96], "clicks": [{"x": 0.2, "y": 0.2, "label": 1}, {"x": 0.8, "y": 0.8, "object": 3}],
+    "objects": {"1": {"motion_prompt": "jump", "motion_magnitude": 9.5}, "7": {"motion_prompt": "gone"}}}"""
+
+
+def test_each_object_carries_its_mask_and_motion(pack, demo, picture):
+    masks, clicks, objects, _, _, prompts = click_outputs(pack, demo, picture, MOVING, feather=2.0)
+    assert [each.number for each in objects] == [1, 3] and prompts == "jump"
+    assert [(each.motion_prompt, each.motion_magnitude) for each in objects] == [("jump", 9.5), ("", None)]
+    assert torch.equal(torch.cat([each.mask for each in objects]), masks)
+    assert click_outputs(pack, demo, picture, clicks, feather=2.0)[2][0].motion_prompt == "jump"
+
+
+def test_the_objects_of_one_socket_become_regions(pack, demo, picture):
+    objects = click_outputs(pack, demo, picture, MOVING)[2]
+    inputs = {"clip": demo.clip, "motion_prompt": "run", "motion_magnitude": 6.0}
+    (regions,) = pack.run("MotionRegion", objects=objects, **inputs)
+    # Where the editor does not say, the node does.
+    assert [(region.prompt, region.magnitude) for region in regions] == [("jump", 9.5), ("run", 6.0)]
+    assert all(torch.equal(region.mask, each.mask) for region, each in zip(regions, objects, strict=True))
+    assert torch.equal(regions[1].context, pack.regions(demo, objects[1].mask)[0].context)
+    assert not torch.equal(regions[0].context, regions[1].context)
+
+
+def test_a_mask_beside_objects_moves_as_the_node_says(pack, demo, picture, square):
+    objects = click_outputs(pack, demo, picture, MOVING)[2]
+    regions = pack.regions(demo, square, objects=objects, regions=pack.regions(demo, square, prompt="spin left"))
+    assert [region.prompt for region in regions] == ["spin left", "run", "jump", "run"]
+
+
+def test_a_region_needs_a_place(pack, demo):
+    with pytest.raises(ValueError, match="connect mask or objects"):
+        pack.regions(demo, None)
+
+
+@pytest.mark.parametrize("node", ["ClickToMask", "AnimateRegion"])
+def test_the_frame_that_came_is_shown_to_the_editor(pack, demo, picture, folders, node):
+    inputs = {"ClickToMask": {"grow": 0, "feather": 0.0}, "AnimateRegion": ANIMATED}[node]
+    result = pack.node(node).EXECUTE_NORMALIZED(image=picture, clicks=CENTRE, **inputs)
+    (named,) = result.ui.pop("followclick_frame")
+    assert not result.ui
+    shown = nodes.LoadImage().load_image(f"{named['filename']} [temp]")[0]
+    assert torch.equal(shown, (picture * 255).round() / 255)
 
 
 def test_bad_clicks_say_what_is_wrong(pack, demo, picture):
@@ -158,8 +235,7 @@ def test_a_curve_is_spread_over_the_clip(pack):
 
 
 def animate(pack, picture, **other) -> tuple:
-    inputs = {"image": picture, "clicks": CENTRE, "motion_prompt": "run", "motion_magnitude": 6.0}
-    return pack.run("AnimateRegion", **inputs | {"length": 3, "steps": 2, "cfg": 5.0, "seed": 0} | other)
+    return pack.run("AnimateRegion", **{"image": picture, "clicks": CENTRE} | ANIMATED | other)
 
 
 def test_animate_region_gives_what_the_animator_gives(pack, weights, picture):

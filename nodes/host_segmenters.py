@@ -1,0 +1,143 @@
+"""Segmenters as the host holds them, and what they saw in the last pictures: shared by the nodes and the live masks.
+
+Two threads come here, the host's worker with a node and a route's with a live mask. One lock lets them take turns, and
+makes the host wait with unloading a segmenter until the mask at hand is done.
+"""
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import comfy.model_management as memory
+import torch
+
+from ..followclick_core.models.bundle import weights_path
+from ..followclick_core.segment import Click, ImageEmbedding, Selection, load_segmenter, select_objects
+from ..followclick_core.shapes import Image, Mask
+from .host import (
+    EMBEDDED,
+    SEGMENTER_FOLDERS,
+    WholePatcher,
+    hosted,
+    load_on_device,
+    picture_digest,
+    weight_files,
+    weight_path,
+)
+from .host_server import PromptRunsError, between_prompts
+from .sockets import HostedSegmenter
+
+REMEMBERED_PICTURES = 2
+UNLOADING_SECONDS = 1.0  # longer than the host needs to strike one model off its list
+
+_turn = threading.RLock()
+_loaded: weakref.WeakValueDictionary[tuple[str, int, int], HostedSegmenter] = weakref.WeakValueDictionary()
+# Those of the live masks, which no node of the graph need hold: the last one, and others while a prompt runs.
+_kept: list[HostedSegmenter] = []
+_embeddings: OrderedDict[tuple[tuple[str, int, int], bytes], ImageEmbedding] = OrderedDict()
+on_unload: list[Callable[[], None]] = []  # what others keep for the live masks goes with the rest
+
+
+class SegmenterPatcher(WholePatcher):
+    """Lets go of all that is kept for the live masks when the host unloads the segmenter, as it does on /free."""
+
+    def detach(self, unpatch_all: bool = True) -> torch.nn.Module:
+        with _turn:
+            model = super().detach(unpatch_all)
+            if unpatch_all:  # otherwise the host only takes it up anew
+                self._let_go()
+            return model
+
+    def _let_go(self) -> None:
+        _embeddings.clear()
+        for clear in on_unload:
+            clear()
+        own = [each for each in _kept if each.patcher is self]
+        _kept[:] = [each for each in _kept if each.patcher is not self]
+        # A model that dies while the host goes through its list of models changes that list under its hands.
+        timer = threading.Timer(UNLOADING_SECONDS, own.clear)
+        timer.daemon = True
+        timer.start()
+
+
+def segmenter(name: str) -> HostedSegmenter:
+    """The embedded segmenter, or a file of the segmenter folder; of the same file, the one that is loaded already.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged, or no Segment Anything.
+    """
+    path = weights_path("segmenter") if name == EMBEDDED else weight_path(name, SEGMENTER_FOLDERS)
+    status = path.stat()
+    weights = (str(path), status.st_mtime_ns, status.st_size)
+    with _turn:
+        found = _loaded.get(weights)
+        if found is None:
+            loaded = load_segmenter(path, "cpu")
+            found = HostedSegmenter(loaded, hosted(loaded.sam, kind=SegmenterPatcher), weights)
+            _loaded[weights] = found
+        return found
+
+
+def listed_segmenter(name: str) -> HostedSegmenter:
+    """As `segmenter`, for names that come from outside.
+
+    Raises:
+        ValueError: Load Segmenter does not offer the name.
+    """
+    if name not in weight_files(SEGMENTER_FOLDERS):
+        raise ValueError(f"There is no segmenter {name[:60]!r}; choose one that Load Segmenter lists.")
+    return segmenter(name)
+
+
+def select(
+    hosted: HostedSegmenter, picture: Image, clicks: Sequence[Click], drawn: Mask | None = None, grow: int = 0
+) -> dict[int, Selection]:
+    """`select_objects` in a node: on the host's device, and with the last pictures remembered.
+
+    Raises:
+        ValueError: As select_objects.
+    """
+    with _turn:
+        load_on_device(hosted.patcher)
+        embedding = remembered_embedding(hosted, picture_digest(picture), lambda: picture)
+        return select_objects(hosted.segmenter, embedding, clicks, drawn, grow)
+
+
+@contextmanager
+def live(hosted: HostedSegmenter) -> Iterator[None]:
+    """The segmenter is on its device and stays there, for a mask that is made beside the host's queue.
+
+    Raises:
+        PromptRunsError: A prompt runs on the same device, and that is no CPU.
+    """
+    with _turn, torch.inference_mode():
+        try:
+            with between_prompts():
+                if not _is_on_device(hosted):
+                    memory.load_models_gpu([hosted.patcher])
+                _kept[:] = [hosted]
+        except PromptRunsError:
+            # On a CPU the weights lie where they are used, whether the host knows of them or not.
+            if hosted.patcher.load_device.type != "cpu":
+                raise
+            if hosted not in _kept:
+                _kept.append(hosted)
+        yield
+
+
+def remembered_embedding(hosted: HostedSegmenter, digest: bytes, picture: Callable[[], Image]) -> ImageEmbedding:
+    """What the segmenter sees in the picture of that digest; `picture` is only called where it is not remembered."""
+    key = (hosted.weights, digest)
+    if key not in _embeddings:
+        _embeddings[key] = hosted.segmenter.embed(picture()).to("cpu")
+        while len(_embeddings) > REMEMBERED_PICTURES:
+            _embeddings.popitem(last=False)
+    _embeddings.move_to_end(key)
+    return _embeddings[key].to(hosted.segmenter.device)
+
+
+def _is_on_device(hosted: HostedSegmenter) -> bool:
+    return any(loaded.model is hosted.patcher for loaded in memory.current_loaded_models)

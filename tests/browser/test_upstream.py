@@ -1,0 +1,162 @@
+"""The picture is there before any run, whatever lies between it and the editor."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+IMAGE = "IMAGE"
+BYPASSED = 4
+
+
+def painted_like(editor, photo: np.ndarray) -> bool:
+    """Whether the canvas shows this picture, compared at a few places; a mask or a click may lie on one of them."""
+    (height, width), alike = photo.shape[:2], 0
+    for x, y in ((0.06, 0.06), (0.2, 0.2), (0.8, 0.35), (0.94, 0.15)):
+        row, column = int(y * height), int(x * width)
+        near = photo[max(row - 4, 0) : row + 5, max(column - 4, 0) : column + 5].astype(float)
+        alike += np.abs(editor.colour_at(x, y, size=(width, height)) - near.mean((0, 1))).max() < 45
+    return alike >= 3
+
+
+@pytest.fixture
+def photo(server) -> np.ndarray:
+    return np.asarray(Image.open(server.folder / "input" / "rocket.jpg"))
+
+
+def between(page, kit, middle: dict, mode: int = 0):
+    """Load Image → a node → Click to Mask."""
+    nodes = [kit.load_image(1, "rocket.jpg", {0: [1]}), {**middle, "mode": mode}, kit.click_to_mask(2, 2, at=(520, 0))]
+    page.load(nodes, [[1, 1, 0, 3, 0, IMAGE], [2, 3, 0, 2, 0, IMAGE]])
+    return page.editor(2)
+
+
+def test_load_image_is_shown_as_soon_as_it_is_wired(page, kit, photo):
+    page.load([kit.load_image(1, "rocket.jpg", {}), kit.click_to_mask(2, None)], [])
+    editor = page.editor(2)
+    assert "Connect a picture" in editor.hint
+    editor.wire(1, 0, "image")
+    editor.wait_for_picture()
+    assert painted_like(editor, photo)
+    assert not page.asked("/prompt")
+
+
+def test_a_picture_shows_through_a_reroute(page, kit, photo):
+    reroute = kit.node(3, "Reroute", {"": ("*", 1)}, {"": (IMAGE, [2])}, at=(300, 40))
+    editor = between(page, kit, reroute).wait_for_picture()
+    assert painted_like(editor, photo)
+
+
+def test_a_picture_shows_through_a_bypassed_node(page, kit, photo):
+    invert = kit.node(3, "ImageInvert", {"image": (IMAGE, 1)}, {IMAGE: (IMAGE, [2])}, at=(290, 0))
+    editor = between(page, kit, invert, BYPASSED).wait_for_picture()
+    assert painted_like(editor, photo)
+    assert "before" not in editor.message
+
+
+def test_a_muted_node_lets_no_picture_through(page, kit):
+    invert = kit.node(3, "ImageInvert", {"image": (IMAGE, 1)}, {IMAGE: (IMAGE, [2])}, at=(290, 0))
+    editor = between(page, kit, invert, 2)
+    page.page.wait_for_timeout(300)
+    assert "Queue once" in editor.hint
+
+
+def test_before_a_node_has_run_its_input_stands_in_and_after_the_run_the_exact_frame_is_there(page, kit, photo):
+    invert = kit.node(3, "ImageInvert", {"image": (IMAGE, 1)}, {IMAGE: (IMAGE, [2])}, at=(290, 0))
+    editor = between(page, kit, invert).wait_for_picture()
+    assert painted_like(editor, photo)
+    editor.click(0.5, 0.54)
+    assert "before “Invert Image”" in editor.message
+    page.run_js(
+        """() => {
+          const preview = LiteGraph.createNode('MaskPreview');
+          preview.pos = [1000, 0];
+          app.graph.add(preview);
+          [...app.graph.nodes].find((node) => String(node.id) === '2').connect(0, preview, 0);
+        }"""
+    )
+    page.run()
+    editor.wait_until(lambda one: "before" not in one.message)
+    editor.wait_until(lambda one: painted_like(one, 255 - photo), "the frame that the node received is not shown")
+    # Another picture upstream, and the frame of the last run is out of date.
+    page.run_js(
+        """() => {
+          const loader = [...app.graph.nodes].find((node) => node.type === 'LoadImage');
+          const [file] = loader.widgets;
+          file.value = 'narrow.png';
+          file.callback?.('narrow.png');
+        }"""
+    )
+    editor.wait_until(lambda one: "other proportions" in one.message)
+    assert painted_like(editor, photo[:, 100:420])
+    assert len(editor.clicks) == 1, "the clicks are kept"
+
+
+def test_the_example_photo_is_shown(page, kit, photo):
+    example = kit.node(1, "FollowClick_ExamplePhoto", {}, {"image": (IMAGE, [1])}, ["rocket"])
+    page.load([example, kit.click_to_mask(2, 1)], [[1, 1, 0, 2, 0, IMAGE]])
+    editor = page.editor(2).wait_for_picture()
+    assert painted_like(editor, photo)
+    with editor.next_masks() as found:
+        editor.click(0.5, 0.54)
+    assert found[0].request["image"] == {"example": "rocket"}
+
+
+def test_what_a_node_made_when_it_ran_is_shown(page, kit):
+    empty = kit.node(3, "EmptyImage", {}, {IMAGE: (IMAGE, [1])}, [64, 32, 1, 0xFF0000])
+    save = kit.node(1, "SaveImage", {"images": (IMAGE, 1)}, {}, ["browser-test"], at=(240, 0))
+    page.load([empty, save, kit.click_to_mask(2, 2, at=(600, 0))], [[1, 3, 0, 1, 0, IMAGE], [2, 3, 0, 2, 0, IMAGE]])
+    editor = page.editor(2)
+    assert "Queue once" in editor.hint
+    page.run()
+    editor.wait_for_picture()
+    assert list(editor.colour_at(0.5, 0.5, size=(64, 32))) == pytest.approx([255, 0, 0], abs=6)
+
+
+def test_within_a_subgraph_the_picture_outside_is_shown_and_from_within_to_the_outside(page, kit, photo):
+    page.load([kit.load_image(1, "rocket.jpg", {0: [1]}), kit.click_to_mask(2, 1)], [[1, 1, 0, 2, 0, IMAGE]])
+    page.editor(2).wait_for_picture()
+    to_subgraph(page, 2)
+    enter_subgraph(page)
+    inner = page.editor(inner_id(page))
+    inner.wait_for_picture()
+    assert painted_like(inner, photo)
+    # The other way round: Load Image inside, the editor outside.
+    page.load([kit.load_image(1, "rocket.jpg", {0: [1]}), kit.click_to_mask(2, 1)], [[1, 1, 0, 2, 0, IMAGE]])
+    to_subgraph(page, 1)
+    page.page.wait_for_timeout(300)
+    outer = page.editor(2).wait_for_picture()
+    assert painted_like(outer, photo)
+
+
+def to_subgraph(page, node_id: int) -> None:
+    page.run_js(
+        """(id) => {
+          const graph = app.canvas.graph;
+          const node = [...graph.nodes].find((node) => String(node.id) === String(id));
+          graph.convertToSubgraph(new Set([node]));
+        }""",
+        node_id,
+    )
+    page.page.wait_for_timeout(300)
+
+
+def enter_subgraph(page) -> None:
+    page.run_js(
+        """() => {
+          const node = [...app.canvas.graph.nodes].find((node) => node.subgraph);
+          app.canvas.openSubgraph(node.subgraph, node);
+        }"""
+    )
+    page.page.wait_for_timeout(500)
+
+
+def inner_id(page) -> str:
+    return page.run_js(
+        "() => String([...app.canvas.graph.nodes].find((node) => node.type === 'FollowClick_ClickToMask').id)"
+    )
+
+
+def test_a_file_that_is_gone_is_said_so(page, kit):
+    page.load([kit.load_image(1, "gone.png", {0: [1]}), kit.click_to_mask(2, 1)], [[1, 1, 0, 2, 0, IMAGE]])
+    editor = page.editor(2)
+    editor.wait_until(lambda one: "cannot be loaded" in one.hint)

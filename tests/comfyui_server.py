@@ -1,0 +1,128 @@
+"""A real ComfyUI server on the CPU with nothing but this pack in it, and a small client for it.
+
+Loaded by path from the conftest files: the tests' folder is on no import path.
+"""
+
+import json
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACK = Path(__file__).parents[1]
+# Not the name of an installed copy of the pack, so that only this one is let in.
+NAME = "followclick-under-test"
+START_SECONDS, RUN_SECONDS = 180, 600
+
+
+class ExecutionError(RuntimeError):
+    """A graph did not run through; the text is what the node shows."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A graph that ran: what its output nodes wrote, by node id, and which nodes were not run again."""
+
+    outputs: dict[str, list[Path]]
+    cached: set[str]
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    folder: Path  # of what it writes
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return answer.read()
+
+    def post(self, path: str, content: dict) -> dict:
+        request = urllib.request.Request(
+            self.url + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            raise ExecutionError(error.read().decode()) from error
+
+    def queue(self, graph: dict) -> str:
+        return self.post("/prompt", {"prompt": graph})["prompt_id"]
+
+    def wait(self, prompt_id: str) -> Run:
+        deadline = time.monotonic() + RUN_SECONDS
+        while not (entry := json.loads(self.get(f"/history/{prompt_id}")).get(prompt_id)):
+            assert time.monotonic() < deadline, "the graph did not finish"
+            time.sleep(0.2)
+        messages = dict(entry["status"]["messages"])
+        if entry["status"]["status_str"] != "success":
+            failure = messages.get("execution_error", {"exception_message": "interrupted"})
+            raise ExecutionError(failure["exception_message"])
+        outputs = {
+            node: [
+                self.folder / file["type"] / file["subfolder"] / file["filename"]
+                for files in out.values()
+                for file in files
+            ]
+            for node, out in ((node, _files(out)) for node, out in entry["outputs"].items())
+        }
+        return Run(outputs, set(messages["execution_cached"]["nodes"]))
+
+    def run(self, graph: dict) -> Run:
+        return self.wait(self.queue(graph))
+
+
+def _files(output: dict) -> dict[str, list]:
+    """Of what a node reports, the files; others are flags such as "animated"."""
+    return {key: [file for file in files if isinstance(file, dict)] for key, files in output.items()}
+
+
+@contextmanager
+def running_server(comfyui: Any, folder: Path, *options: str) -> Iterator[Server]:
+    """A server that writes into `folder` only and ends with the block.
+
+    Args:
+        comfyui: What find_comfyui found.
+        options: Further ones of ComfyUI's command line.
+    """
+    for name in ("packs", "input", "output", "user"):
+        (folder / name).mkdir()
+    (folder / "packs" / NAME).symlink_to(PACK)
+    (folder / "paths.yaml").write_text(f"test:\n  custom_nodes: {folder / 'packs'}\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [comfyui.python, "main.py", "--cpu", "--port", str(port)]
+    command += ["--extra-model-paths-config", str(folder / "paths.yaml")]
+    command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", NAME]
+    command += ["--input-directory", str(folder / "input"), "--output-directory", str(folder / "output")]
+    command += ["--user-directory", str(folder / "user")]
+    # The host adds "temp" to its temporary folder by itself.
+    command += ["--temp-directory", str(folder), "--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
+    log = (folder / "log.txt").open("w")
+    process = subprocess.Popen([*command, *options], cwd=comfyui.folder, stdout=log, stderr=subprocess.STDOUT)
+    server = Server(f"http://127.0.0.1:{port}", folder)
+    try:
+        _wait_until_up(server, process, folder / "log.txt")
+        yield server
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        log.close()
+
+
+def _wait_until_up(server: Server, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            server.get("/system_stats")
+            return
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
+            time.sleep(0.5)

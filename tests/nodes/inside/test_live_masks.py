@@ -1,0 +1,289 @@
+"""The masks of the click editor: the run's own, from remembered pictures, in turns, and gone when the host says so."""
+
+import asyncio
+import gc
+import io
+import json
+import threading
+import time
+import weakref
+from types import SimpleNamespace
+
+import comfy.model_management
+import execution
+import numpy as np
+import pytest
+import server
+import torch
+from PIL import Image
+
+import nodes
+
+EDITOR = "0b5ff1b0-1111-2222-3333-444455556666"
+TWO = [{"x": 0.2, "y": 0.2, "label": 1}, {"x": 0.8, "y": 0.8, "label": 1, "object": 4}]
+
+
+@pytest.fixture
+def masks(pack, demo, folders):
+    """The module, with nothing remembered."""
+    comfy.model_management.unload_all_models()
+    pack.module("nodes.host_segmenters")._embeddings.clear()
+    return pack.module("nodes.live_masks")
+
+
+@pytest.fixture
+def segmenters(pack, masks):
+    return pack.module("nodes.host_segmenters")
+
+
+@pytest.fixture
+def photo(folders, picture):
+    Image.fromarray((picture[0] * 255).round().to(torch.uint8).numpy()).save(folders / "input" / "photo.png")
+    return nodes.LoadImage().load_image("photo.png")[0]
+
+
+def wait_for(condition, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def asked(pack, clicks=TWO, image="photo.png", **more):
+    """The request as it comes over the wire."""
+    named = {"filename": image, "subfolder": "", "type": "input"}
+    content = {"image": named, "clicks": {"image_size": [128, 96], "clicks": clicks}, "editor": EDITOR} | more
+    return pack.module("nodes.live_request").parse_request(json.dumps(content).encode())
+
+
+def answer(masks, request):
+    return asyncio.run(masks.live_masks(request))
+
+
+def planes(found) -> np.ndarray:
+    packed = np.asarray(Image.open(io.BytesIO(found.png)))
+    return np.stack([packed >> plane & 1 for plane in range(len(found.objects))])
+
+
+@pytest.mark.parametrize("grow", [0, 5, -3])
+def test_live_masks_are_those_of_the_run(pack, masks, photo, grow):
+    found = answer(masks, asked(pack, grow=grow))
+    clicks = json.dumps({"image_size": [128, 96], "clicks": TWO})
+    run = pack.run("ClickToMask", image=photo, clicks=clicks, grow=grow, feather=0.0)[0]
+    assert [each["object"] for each in found.objects] == [1, 4]
+    np.testing.assert_array_equal(planes(found), run)
+
+
+def test_a_live_mask_refines_a_drawn_one_as_the_run_does(pack, masks, photo, folders):
+    painted = Image.open(folders / "input" / "photo.png").convert("RGBA")
+    alpha = np.full((96, 128), 255, np.uint8)
+    alpha[20:60, 20:70], alpha[70:90, 100:120], alpha[0:9, 0:9] = 0, 127, 128
+    painted.putalpha(Image.fromarray(alpha))
+    painted.save(folders / "input" / "painted.png")
+    drawn = {"filename": "painted.png", "subfolder": "", "type": "input"}
+    clicks = [{"x": 0.3, "y": 0.4, "label": 0, "candidate": 1}, {"x": 0.9, "y": 0.1, "label": 1, "candidate": 2}]
+    found = answer(masks, asked(pack, clicks, image="painted.png", drawn_mask=drawn))
+    image, mask = nodes.LoadImage().load_image("painted.png")
+    run = pack.run("ClickToMask", image=image, clicks=json.dumps(clicks), grow=0, feather=0.0, drawn_mask=mask)[0]
+    np.testing.assert_array_equal(planes(found), run)
+    assert found.objects[0]["candidate"] == 2 and found.objects[0]["candidates"] == 3
+    alone = answer(masks, asked(pack, [], image="painted.png", drawn_mask=drawn))
+    np.testing.assert_array_equal(planes(alone)[0], alpha < 128)
+    assert alone.objects == [{"object": 1, "candidates": 0, "candidate": 0, "scores": [], "areas": []}]
+
+
+def test_the_candidates_can_be_stepped_through(pack, masks, photo):
+    seen = []
+    for rank in range(3):
+        found = answer(masks, asked(pack, [{"x": 0.5, "y": 0.5, "label": 1, "candidate": rank}]))
+        (told,) = found.objects
+        assert told["candidate"] == rank and told["candidates"] == len(told["scores"]) == len(told["areas"]) == 3
+        assert told["scores"] == sorted(told["scores"], reverse=True)
+        seen.append(planes(found)[0])
+    assert not np.array_equal(seen[0], seen[1]) and not np.array_equal(seen[1], seen[2])
+
+
+def test_a_mask_can_be_painted_smaller(pack, masks, photo):
+    full = planes(answer(masks, asked(pack)))
+    small = planes(answer(masks, asked(pack, size=[64, 48])))
+    np.testing.assert_array_equal(small, full[:, 1::2, 1::2])
+
+
+def test_a_picture_without_clicks_is_made_ready(pack, masks, photo, segmenters, monkeypatch):
+    assert answer(masks, asked(pack, [])) is None
+    monkeypatch.setattr(segmenters.segmenter("demo").segmenter, "embed", lambda _: pytest.fail("embedded again"))
+    monkeypatch.setattr(masks, "picture_pixels", lambda _: pytest.fail("decoded again"))
+    assert answer(masks, asked(pack)) is not None
+
+
+def test_pictures_are_known_by_their_content(pack, masks, photo, folders, segmenters, monkeypatch):
+    embedded = []
+    model = segmenters.segmenter("demo").segmenter
+    real = model.embed
+    monkeypatch.setattr(model, "embed", lambda image: embedded.append(image) or real(image))
+    first = answer(masks, asked(pack))
+    Image.open(folders / "input" / "photo.png").save(folders / "input" / "copy.bmp")
+    pack.run("ClickToMask", image=photo, clicks=json.dumps(TWO), grow=0, feather=0.0)
+    assert answer(masks, asked(pack, image="copy.bmp")).png == first.png
+    assert len(embedded) == 1, "the node, the file and its copy show one picture"
+    Image.fromarray(255 - embedded[0]).save(folders / "input" / "photo.png")
+    assert answer(masks, asked(pack)).png != first.png
+    assert len(embedded) == 2
+    np.testing.assert_array_equal(embedded[1], 255 - embedded[0])
+
+
+def test_two_pictures_are_remembered(pack, masks, photo, folders, segmenters, monkeypatch):
+    model = segmenters.segmenter("demo").segmenter
+    embedded, real = [], model.embed
+    monkeypatch.setattr(model, "embed", lambda image: embedded.append(image) or real(image))
+    for number in range(3):
+        Image.open(folders / "input" / "photo.png").rotate(90 * number).save(folders / "input" / f"{number}.png")
+    for number in (0, 1, 0, 1, 0):
+        answer(masks, asked(pack, image=f"{number}.png"))
+    assert len(embedded) == 2
+    answer(masks, asked(pack, image="2.png"))  # the oldest one, 1, goes
+    answer(masks, asked(pack, image="0.png"))
+    assert len(embedded) == 3
+    answer(masks, asked(pack, image="1.png"))
+    assert len(embedded) == 4
+
+
+@pytest.fixture
+def other_weights(pack, tmp_path, monkeypatch):
+    """A second segmenter in models/sams, of the same family and with other weights."""
+    module = pack.module("followclick_core.segment.small_sam")
+    params = module.SmallSamParams(image_size=128, embed_dim=64, mlp_dim=64)
+    torch.manual_seed(5)
+    with torch.inference_mode(False):
+        module.save_small_sam(tmp_path / "other.safetensors", module.build_small_sam(params), params)
+    paths, extensions = nodes.folder_paths.folder_names_and_paths["sams"]
+    monkeypatch.setitem(nodes.folder_paths.folder_names_and_paths, "sams", ([*paths, str(tmp_path)], extensions))
+    return "other.safetensors"
+
+
+def test_what_one_segmenter_saw_is_nothing_to_another(pack, masks, photo, other_weights):
+    """Both files are called the same by their kind; only the weights tell them apart."""
+    own, other = (answer(masks, asked(pack, segmenter=name)) for name in ("demo", other_weights))
+    assert own.png != other.png
+    (loaded,) = pack.run("LoadSegmenter", name=other_weights)
+    clicks = json.dumps({"image_size": [128, 96], "clicks": TWO})
+    run = pack.run("ClickToMask", image=photo, segmenter=loaded, clicks=clicks, grow=0, feather=0.0)[0]
+    np.testing.assert_array_equal(planes(other), run)
+
+
+def test_a_file_is_loaded_once_for_the_graph_and_the_editor(pack, segmenters, other_weights):
+    (loaded,) = pack.run("LoadSegmenter", name=other_weights)
+    assert segmenters.segmenter(other_weights) is loaded
+
+
+@pytest.mark.parametrize("name", ["absent.pth", "../other.safetensors", "/etc/passwd", ""])
+def test_only_listed_segmenters_answer(pack, masks, photo, name, other_weights):
+    with pytest.raises(ValueError, match="There is no segmenter"):
+        answer(masks, asked(pack, segmenter=name))
+
+
+def test_unloading_lets_go_of_everything(pack, masks, photo, segmenters, other_weights):
+    painted = Image.open(masks.find_picture("photo.png", "", "input").path).convert("RGBA")
+    painted.putalpha(0)
+    painted.save(masks.find_picture("photo.png", "", "input").path)
+    named = {"filename": "photo.png", "subfolder": "", "type": "input"}
+    answer(masks, asked(pack, segmenter=other_weights, drawn_mask=named))
+    held = weakref.ref(segmenters.segmenter(other_weights).segmenter.sam)
+    assert segmenters._embeddings and masks._drawn._values
+    comfy.model_management.unload_all_models()
+    assert not segmenters._embeddings and not masks._drawn._values
+    wait_for(lambda: gc.collect() is not None and held() is None)
+    assert comfy.model_management.current_loaded_models == []
+    assert answer(masks, asked(pack, segmenter=other_weights)) is not None
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    """The host's queue of prompts, with nothing in it."""
+    host = SimpleNamespace(queue_updated=lambda: None)
+    queue = execution.PromptQueue(host)
+    host.prompt_queue = queue
+    monkeypatch.setattr(server.PromptServer, "instance", host, raising=False)
+    return queue
+
+
+def is_held(lock) -> bool:
+    """Whether this thread has it, so that another one would wait."""
+    taken = []
+    other = threading.Thread(target=lambda: taken.append(lock.acquire(blocking=False) and not lock.release()))
+    other.start()
+    other.join()
+    return not taken[0]
+
+
+def start_prompt(queue) -> None:
+    queue.put((0, "some-id", {}, {}, []))
+    queue.get()
+
+
+def test_a_running_prompt_does_not_stop_the_cpu(pack, masks, photo, queue, segmenters):
+    start_prompt(queue)
+    assert answer(masks, asked(pack)) is not None
+    hosted = segmenters.segmenter("demo")
+    assert not any(each.model is hosted.patcher for each in comfy.model_management.current_loaded_models), (
+        "the host's list of models belongs to the prompt while it runs"
+    )
+
+
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_a_running_prompt_has_the_gpu_for_itself(pack, masks, photo, queue, segmenters, loaded_before, monkeypatch):
+    if loaded_before:
+        assert answer(masks, asked(pack)) is not None
+    monkeypatch.setattr(segmenters.segmenter("demo").patcher, "load_device", torch.device("cuda"))
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *_: pytest.fail("loaded"))
+    start_prompt(queue)
+    with pytest.raises(pack.module("nodes.host_server").PromptRunsError, match="try again when it ends"):
+        answer(masks, asked(pack))
+
+
+def test_no_prompt_starts_while_the_segmenter_is_loaded(pack, masks, photo, queue, monkeypatch):
+    real = comfy.model_management.load_models_gpu
+
+    def load(models):
+        assert is_held(queue.mutex)
+        real(models)
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", load)
+    assert answer(masks, asked(pack)) is not None
+    assert not is_held(queue.mutex)
+
+
+def test_another_segmenter_takes_the_place_of_the_last_one(pack, masks, photo, queue, segmenters, other_weights):
+    answer(masks, asked(pack, segmenter=other_weights))
+    held = weakref.ref(segmenters.segmenter(other_weights).segmenter.sam)
+    start_prompt(queue)
+    answer(masks, asked(pack))
+    gc.collect()
+    assert held() is not None, "a model that dies changes the host's list of models"
+    queue.currently_running.clear()
+    answer(masks, asked(pack))
+    gc.collect()
+    assert held() is None
+
+
+def test_unloading_waits_for_the_mask_at_hand(pack, masks, photo, segmenters):
+    """In the host's thread; else a mask would be half computed with weights that are gone."""
+    hosted = segmenters.segmenter("demo")
+
+    async def scene():
+        with segmenters.live(hosted):
+            unloading = asyncio.get_running_loop().run_in_executor(None, comfy.model_management.unload_all_models)
+            done, _ = await asyncio.wait([unloading], timeout=0.3)
+            assert not done
+        await asyncio.wait_for(unloading, 10)
+
+    asyncio.run(scene())
+
+
+def test_an_interrupt_of_the_queue_is_not_eaten(pack, masks, photo):
+    comfy.model_management.interrupt_current_processing()
+    try:
+        assert answer(masks, asked(pack)) is not None
+        assert comfy.model_management.processing_interrupted()
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
