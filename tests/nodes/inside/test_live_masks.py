@@ -27,7 +27,7 @@ TWO = [{"x": 0.2, "y": 0.2, "label": 1}, {"x": 0.8, "y": 0.8, "label": 1, "objec
 def masks(pack, demo, folders):
     """The module, with nothing remembered."""
     comfy.model_management.unload_all_models()
-    pack.module("nodes.host_segmenters")._embeddings.clear()
+    pack.module("nodes.host_segmenters")._seen.clear()
     return pack.module("nodes.live_masks")
 
 
@@ -132,6 +132,26 @@ def test_pictures_are_known_by_their_content(pack, masks, photo, folders, segmen
     np.testing.assert_array_equal(embedded[1], 255 - embedded[0])
 
 
+def test_only_the_object_that_changed_is_predicted_anew(pack, masks, photo, segmenters):
+    predicted = []
+    model = segmenters.segmenter("demo").segmenter
+    real = model.propose
+    patched = pytest.MonkeyPatch()
+    patched.setattr(model, "propose", lambda *inputs: predicted.append(inputs[1]) or real(*inputs))
+    answer(masks, asked(pack))
+    assert len(predicted) == 2
+    third = {"x": 0.6, "y": 0.3, "label": 0, "object": 4}
+    found = answer(masks, asked(pack, [*TWO, third]))
+    assert len(predicted) == 3 and len(predicted[2]) == 2
+    chosen = answer(masks, asked(pack, [TWO[0] | {"candidate": 2}, TWO[1], third]))
+    assert len(predicted) == 3
+    patched.undo()
+    segmenters._seen.clear()
+    for seen, clicks in ((found, [*TWO, third]), (chosen, [TWO[0] | {"candidate": 2}, TWO[1], third])):
+        assert answer(masks, asked(pack, clicks)).png == seen.png
+    assert found.png != chosen.png
+
+
 def test_two_pictures_are_remembered(pack, masks, photo, folders, segmenters, monkeypatch):
     model = segmenters.segmenter("demo").segmenter
     embedded, real = [], model.embed
@@ -189,9 +209,9 @@ def test_unloading_lets_go_of_everything(pack, masks, photo, segmenters, other_w
     named = {"filename": "photo.png", "subfolder": "", "type": "input"}
     answer(masks, asked(pack, segmenter=other_weights, drawn_mask=named))
     held = weakref.ref(segmenters.segmenter(other_weights).segmenter.sam)
-    assert segmenters._embeddings and masks._drawn._values
+    assert segmenters._seen and masks._drawn._values
     comfy.model_management.unload_all_models()
-    assert not segmenters._embeddings and not masks._drawn._values
+    assert not segmenters._seen and not masks._drawn._values
     wait_for(lambda: gc.collect() is not None and held() is None)
     assert comfy.model_management.current_loaded_models == []
     assert answer(masks, asked(pack, segmenter=other_weights)) is not None
