@@ -4,11 +4,14 @@ Two threads come here, the host's worker with a node and a route's with a live m
 makes the host wait with unloading a segmenter until the mask at hand is done.
 """
 
+import functools
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import comfy.model_management as memory
 import torch
@@ -32,7 +35,10 @@ from .sockets import HostedSegmenter
 
 REMEMBERED_PICTURES = 2
 REMEMBERED_PROPOSALS = 16
+SMALL_MODEL = 64 * 2**20  # bytes; an image encoder of such a size has small steps too
 UNLOADING_SECONDS = 1.0  # longer than the host needs to strike one model off its list
+
+Value = TypeVar("Value")
 
 _turn = threading.RLock()
 _loaded: weakref.WeakValueDictionary[tuple[str, int, int], HostedSegmenter] = weakref.WeakValueDictionary()
@@ -142,7 +148,8 @@ class SeenPicture:
     ) -> dict[int, Selection]:
         """`select_objects` on the segmenter's device."""
         embedding = self._embedding.to(hosted.segmenter.device)
-        return select_objects(_Remembering(hosted.segmenter, self._proposals), embedding, clicks, drawn, grow)
+        remembering = _Remembering(hosted.segmenter, self._proposals)
+        return _on_one_core(lambda: select_objects(remembering, embedding, clicks, drawn, grow))
 
 
 class _Remembering:
@@ -164,11 +171,31 @@ class _Remembering:
         return self._proposals[key]
 
 
+def _on_one_core(compute: Callable[[], Value]) -> Value:
+    """What it computes, in a thread that uses one core. A mask takes hundreds of small steps, and where other programs
+    are at work, cores that share a step wait for each other at every one of them: 0.6 s instead of 0.02."""
+    return _one_core().submit(torch.inference_mode()(compute)).result()
+
+
+@functools.cache
+def _one_core() -> ThreadPoolExecutor:
+    cores = torch.get_num_threads()
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="followclick")
+    # The number is each thread's own, but begins as the one that any thread set last: in this one, before it is set;
+    # in those yet to come, with what is set here.
+    thread.submit(torch.get_num_threads).result()
+    thread.submit(torch.set_num_threads, 1).result()
+    torch.set_num_threads(cores)
+    return thread
+
+
 def seen_picture(hosted: HostedSegmenter, digest: bytes, picture: Callable[[], Image]) -> SeenPicture:
     """What the segmenter sees in the picture of that digest; `picture` is only called where it is not remembered."""
     key = (hosted.weights, digest)
     if key not in _seen:
-        _seen[key] = SeenPicture(hosted.segmenter.embed(picture()))
+        embed = functools.partial(hosted.segmenter.embed, picture())
+        small = hosted.patcher.model_size() < SMALL_MODEL
+        _seen[key] = SeenPicture(_on_one_core(embed) if small else embed())
         while len(_seen) > REMEMBERED_PICTURES:
             _seen.popitem(last=False)
     _seen.move_to_end(key)

@@ -1,12 +1,14 @@
 """The masks of the click editor: the run's own, from remembered pictures, in turns, and gone when the host says so."""
 
 import asyncio
+import functools
 import gc
 import io
 import json
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -150,6 +152,25 @@ def test_only_the_object_that_changed_is_predicted_anew(pack, masks, photo, segm
     for seen, clicks in ((found, [*TWO, third]), (chosen, [TWO[0] | {"candidate": 2}, TWO[1], third])):
         assert answer(masks, asked(pack, clicks)).png == seen.png
     assert found.png != chosen.png
+
+
+def test_masks_are_computed_on_one_core_and_all_else_on_as_many_as_before(pack, masks, photo, segmenters, monkeypatch):
+    monkeypatch.setattr(segmenters, "_one_core", functools.cache(segmenters._one_core.__wrapped__))
+    before, cores = torch.get_num_threads(), []
+    model = segmenters.segmenter("demo").segmenter
+    real = model.propose
+    monkeypatch.setattr(model, "propose", lambda *inputs: cores.append(torch.get_num_threads()) or real(*inputs))
+    embed = model.embed
+    monkeypatch.setattr(model, "embed", lambda image: cores.append(torch.get_num_threads()) or embed(image))
+    torch.set_num_threads(3)
+    try:
+        segmenters._one_core()
+        answer(masks, asked(pack))
+        with ThreadPoolExecutor(1) as new_thread:
+            assert new_thread.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+        assert cores == [1, 1, 1]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_two_pictures_are_remembered(pack, masks, photo, folders, segmenters, monkeypatch):
