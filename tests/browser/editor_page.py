@@ -82,6 +82,7 @@ class EditorPage:
             "Comfy.Workflow.Persist": False,
             "Comfy.Minimap.Visible": False,
             "Comfy.Graph.CanvasInfo": False,
+            "Comfy.NodeBadge.NodeSourceBadgeMode": "None",  # it would show the folder's name in this test
         }
         for name, value in settings.items():
             self.server.post(f"/settings/{name}", value)
