@@ -4,17 +4,21 @@ Two threads come here, the host's worker with a node and a route's with a live m
 makes the host wait with unloading a segmenter until the mask at hand is done.
 """
 
+import functools
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import comfy.model_management as memory
 import torch
 
 from ..followclick_core.models.bundle import weights_path
-from ..followclick_core.segment import Click, ImageEmbedding, Selection, load_segmenter, select_objects
+from ..followclick_core.segment import Click, ImageEmbedding, Segmenter, Selection, load_segmenter, select_objects
+from ..followclick_core.segment.predictor import Proposals
 from ..followclick_core.shapes import Image, Mask
 from .host import (
     EMBEDDED,
@@ -30,13 +34,17 @@ from .host_server import PromptRunsError, between_prompts
 from .sockets import HostedSegmenter
 
 REMEMBERED_PICTURES = 2
+REMEMBERED_PROPOSALS = 16
+SMALL_MODEL = 64 * 2**20  # bytes; an image encoder of such a size has small steps too
 UNLOADING_SECONDS = 1.0  # longer than the host needs to strike one model off its list
+
+Value = TypeVar("Value")
 
 _turn = threading.RLock()
 _loaded: weakref.WeakValueDictionary[tuple[str, int, int], HostedSegmenter] = weakref.WeakValueDictionary()
 # Those of the live masks, which no node of the graph need hold: the last one, and others while a prompt runs.
 _kept: list[HostedSegmenter] = []
-_embeddings: OrderedDict[tuple[tuple[str, int, int], bytes], ImageEmbedding] = OrderedDict()
+_seen: OrderedDict[tuple[tuple[str, int, int], bytes], "SeenPicture"] = OrderedDict()
 on_unload: list[Callable[[], None]] = []  # what others keep for the live masks goes with the rest
 
 
@@ -51,7 +59,7 @@ class SegmenterPatcher(WholePatcher):
             return model
 
     def _let_go(self) -> None:
-        _embeddings.clear()
+        _seen.clear()
         for clear in on_unload:
             clear()
         own = [each for each in _kept if each.patcher is self]
@@ -102,8 +110,7 @@ def select(
     """
     with _turn:
         load_on_device(hosted.patcher)
-        embedding = remembered_embedding(hosted, picture_digest(picture), lambda: picture)
-        return select_objects(hosted.segmenter, embedding, clicks, drawn, grow)
+        return seen_picture(hosted, picture_digest(picture), lambda: picture).select(hosted, clicks, drawn, grow)
 
 
 @contextmanager
@@ -128,15 +135,71 @@ def live(hosted: HostedSegmenter) -> Iterator[None]:
         yield
 
 
-def remembered_embedding(hosted: HostedSegmenter, digest: bytes, picture: Callable[[], Image]) -> ImageEmbedding:
+class SeenPicture:
+    """One picture as one segmenter sees it, and what that proposed for the last clicks on it: of several objects,
+    mostly one changes. The segmenter itself is not held."""
+
+    def __init__(self, embedding: ImageEmbedding):
+        self._embedding = embedding.to("cpu")
+        self._proposals: OrderedDict[tuple[Click, ...], Proposals] = OrderedDict()
+
+    def select(
+        self, hosted: HostedSegmenter, clicks: Sequence[Click], drawn: Mask | None, grow: int
+    ) -> dict[int, Selection]:
+        """`select_objects` on the segmenter's device."""
+        embedding = self._embedding.to(hosted.segmenter.device)
+        remembering = _Remembering(hosted.segmenter, self._proposals)
+        return _on_one_core(lambda: select_objects(remembering, embedding, clicks, drawn, grow))
+
+
+class _Remembering:
+    """A segmenter that is not asked the same twice."""
+
+    def __init__(self, segmenter: Segmenter, proposals: OrderedDict[tuple[Click, ...], Proposals]):
+        self._proposals = proposals
+        self._segmenter = segmenter
+        self.pick = segmenter.pick
+
+    def propose(self, embedding: ImageEmbedding, clicks: Sequence[Click]) -> Proposals:
+        # A candidate is chosen among the proposals, and the object's number changes nothing.
+        key = tuple(Click(click.x, click.y, click.label) for click in clicks)
+        if key not in self._proposals:
+            self._proposals[key] = self._segmenter.propose(embedding, clicks)
+            while len(self._proposals) > REMEMBERED_PROPOSALS:
+                self._proposals.popitem(last=False)
+        self._proposals.move_to_end(key)
+        return self._proposals[key]
+
+
+def _on_one_core(compute: Callable[[], Value]) -> Value:
+    """What it computes, in a thread that uses one core. A mask takes hundreds of small steps, and where other programs
+    are at work, cores that share a step wait for each other at every one of them: 0.6 s instead of 0.02."""
+    return _one_core().submit(torch.inference_mode()(compute)).result()
+
+
+@functools.cache
+def _one_core() -> ThreadPoolExecutor:
+    cores = torch.get_num_threads()
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="followclick")
+    # The number is each thread's own, but begins as the one that any thread set last: in this one, before it is set;
+    # in those yet to come, with what is set here.
+    thread.submit(torch.get_num_threads).result()
+    thread.submit(torch.set_num_threads, 1).result()
+    torch.set_num_threads(cores)
+    return thread
+
+
+def seen_picture(hosted: HostedSegmenter, digest: bytes, picture: Callable[[], Image]) -> SeenPicture:
     """What the segmenter sees in the picture of that digest; `picture` is only called where it is not remembered."""
     key = (hosted.weights, digest)
-    if key not in _embeddings:
-        _embeddings[key] = hosted.segmenter.embed(picture()).to("cpu")
-        while len(_embeddings) > REMEMBERED_PICTURES:
-            _embeddings.popitem(last=False)
-    _embeddings.move_to_end(key)
-    return _embeddings[key].to(hosted.segmenter.device)
+    if key not in _seen:
+        embed = functools.partial(hosted.segmenter.embed, picture())
+        small = hosted.patcher.model_size() < SMALL_MODEL
+        _seen[key] = SeenPicture(_on_one_core(embed) if small else embed())
+        while len(_seen) > REMEMBERED_PICTURES:
+            _seen.popitem(last=False)
+    _seen.move_to_end(key)
+    return _seen[key]
 
 
 def _is_on_device(hosted: HostedSegmenter) -> bool:

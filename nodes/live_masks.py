@@ -7,16 +7,17 @@ newest counts.
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..followclick_core.segment import Selection, gather_clicks, select_objects
+from ..followclick_core.segment import Selection, gather_clicks
 from ..followclick_core.segment.bit_planes import nearest, pack_masks, packed_png
 from ..followclick_core.shapes import Image, Mask
 from .host import picture_digest
 from .host_pictures import PictureFile, Remembered, drawn_pixels, find_example, find_picture, picture_pixels
-from .host_segmenters import listed_segmenter, live, on_unload, remembered_embedding
+from .host_segmenters import listed_segmenter, live, on_unload, seen_picture
 from .live_request import ExamplePicture, LiveRequest, NamedPicture
 
 MAX_WAITING = 16
@@ -111,6 +112,8 @@ class KnownPicture:
 
 
 turns = TurnTaking()
+# Always the same one, for what a thread has once computed it computes faster again.
+_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="followclick")
 
 
 async def live_masks(request: LiveRequest) -> LiveAnswer | None:
@@ -121,7 +124,7 @@ async def live_masks(request: LiveRequest) -> LiveAnswer | None:
         SupersededError, CrowdedError, PromptRunsError: Not now.
     """
     async with turns.turn(request.editor) as turn:
-        return await asyncio.to_thread(_make_masks, request, turn)
+        return await asyncio.get_running_loop().run_in_executor(_thread, _make_masks, request, turn)
 
 
 def _make_masks(request: LiveRequest, turn: Turn) -> LiveAnswer | None:
@@ -130,7 +133,7 @@ def _make_masks(request: LiveRequest, turn: Turn) -> LiveAnswer | None:
     hosted = listed_segmenter(request.segmenter)
     with live(hosted):
         known, pixels = _known_picture(image)
-        embedding = remembered_embedding(hosted, known.digest, pixels)
+        seen = seen_picture(hosted, known.digest, pixels)
         drawn = _drawn.get(drawn_file, drawn_pixels) if drawn_file else None
         # The editor itself warns of clicks that were made on another picture.
         clicks = gather_clicks(request.clicks | {"image_size": list(known.size)}, known.size)
@@ -138,7 +141,7 @@ def _make_masks(request: LiveRequest, turn: Turn) -> LiveAnswer | None:
             return None
         if turn.superseded:
             raise SupersededError("A newer request of this editor came.")
-        selections = select_objects(hosted.segmenter, embedding, clicks, drawn, request.grow)
+        selections = seen.select(hosted, clicks, drawn, request.grow)
     packed = pack_masks([selection.mask for selection in selections.values()])
     return LiveAnswer(
         packed_png(packed if request.size is None else nearest(packed, request.size)),

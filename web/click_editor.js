@@ -32,7 +32,10 @@ function clicksWidget(node, inputName, inputData) {
   });
   chain(node, "onAdded", () => editor.attach());
   chain(node, "onRemoved", () => editor.detach());
-  chain(node, "onConnectionsChange", () => editor.refresh());
+  chain(node, "onConnectionsChange", () => {
+    editor.refresh();
+    editor.refreshSoon();
+  });
   chain(node, "onExecuted", (output) => editor.ran(output));
   return { widget, minWidth: MIN_WIDTH, minHeight };
 }

@@ -76,28 +76,18 @@ class Proposals:
     Attributes:
         logits: Best first, over the encoder's square input.
         scores: As in MaskCandidates.
-        finish: Makes the mask of one plane, 1 1 n n.
     """
 
     logits: Float[Tensor, "k n n"]
     scores: Float[np.ndarray, "k"]
-    embedding: ImageEmbedding
-    finish: Callable[[Tensor, ImageEmbedding], np.ndarray]
 
     def __len__(self) -> int:
         return len(self.logits)
 
-    @torch.no_grad()
-    def pick(self, candidate: int | None) -> Mask:
-        """As MaskCandidates.pick."""
-        check_candidate(candidate, len(self))
-        return self.finish(self.logits[candidate or 0][None, None], self.embedding)
-
-    def areas(self) -> list[float]:
+    def areas(self, embedding: ImageEmbedding) -> list[float]:
         """The share of the picture that each covers, 0..1, to the accuracy of the logits' resolution."""
         rows, columns = (
-            math.ceil(side / max(self.embedding.input_size) * self.logits.shape[-1])
-            for side in self.embedding.input_size
+            math.ceil(side / max(embedding.input_size) * self.logits.shape[-1]) for side in embedding.input_size
         )
         return (self.logits[:, :rows, :columns] > 0).float().mean(dim=(1, 2)).tolist()
 
@@ -167,7 +157,8 @@ class Segmenter:
         """
         proposals = self.propose(embedding, clicks)
         # One at a time: three masks of a 12-megapixel photo as float32 would take half a gigabyte.
-        return MaskCandidates(np.stack([proposals.pick(rank) for rank in range(len(proposals))]), proposals.scores)
+        masks = [self.pick(proposals, embedding, rank) for rank in range(len(proposals))]
+        return MaskCandidates(np.stack(masks), proposals.scores)
 
     @torch.no_grad()
     def propose(self, embedding: ImageEmbedding, clicks: Sequence[Click]) -> Proposals:
@@ -194,7 +185,19 @@ class Segmenter:
         if self._refine is not None:
             logits = self._refine(logits, (points + 0.5) / self.sam.image_encoder.img_size, labels)
         order = scores[0].argsort(descending=True, stable=True)
-        return Proposals(logits[0, order], scores[0, order].float().cpu().numpy(), embedding, self._mask)
+        return Proposals(logits[0, order], scores[0, order].float().cpu().numpy())
+
+    @torch.no_grad()
+    def pick(self, proposals: Proposals, embedding: ImageEmbedding, candidate: int | None) -> Mask:
+        """The mask of this rank, in the resolution of the picture that was embedded; None is the best.
+
+        Raises:
+            ValueError: There are not so many candidates.
+        """
+        check_candidate(candidate, len(proposals))
+        logits = proposals.logits[candidate or 0][None, None]
+        full = self.sam.postprocess_masks(logits, embedding.input_size, embedding.original_size)
+        return (full[0, 0] > self.sam.mask_threshold).cpu().numpy()
 
     def _prompt(
         self, embedding: ImageEmbedding, clicks: Sequence[Click]
@@ -208,10 +211,6 @@ class Segmenter:
         ]
         labels = [float(click.label) for click in clicks]
         return torch.tensor([points], device=self.device), torch.tensor([labels], device=self.device)
-
-    def _mask(self, logits: Float[Tensor, "1 1 n n"], embedding: ImageEmbedding) -> Mask:
-        full = self.sam.postprocess_masks(logits, embedding.input_size, embedding.original_size)
-        return (full[0, 0] > self.sam.mask_threshold).cpu().numpy()
 
 
 def load_segmenter(source: str | Path = DEMO, device: str | torch.device | None = None) -> Segmenter:

@@ -5,16 +5,26 @@ The run and the live mask of the editor both come from `select_objects`, so that
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from ..shapes import Mask
 from .clicks import EXCLUDE, Click, check_clicks, clicks_by_object
 from .morphology import grow_mask
-from .predictor import ImageEmbedding, Proposals, Segmenter
+from .predictor import ImageEmbedding, Proposals
 
 # The object that a drawn mask begins, and to which points of other node packs are added.
 FIRST_OBJECT = 1
+
+
+@runtime_checkable
+class Proposer(Protocol):
+    """A Segmenter, or what stands before one and remembers its answers."""
+
+    def propose(self, embedding: ImageEmbedding, clicks: Sequence[Click]) -> Proposals: ...
+
+    def pick(self, proposals: Proposals, embedding: ImageEmbedding, candidate: int | None) -> Mask: ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Selection:
 
 
 def select_objects(
-    segmenter: Segmenter,
+    segmenter: Proposer,
     embedding: ImageEmbedding,
     clicks: Sequence[Click],
     drawn: Mask | None = None,
@@ -60,11 +70,11 @@ def select_objects(
     if by_object or not selections:
         check_clicks([click for own in by_object.values() for click in own])
     for number, own in by_object.items():
-        selections[number] = _selected(segmenter.propose(embedding, own), own[-1].candidate)
+        selections[number] = _selected(segmenter, embedding, own, own[-1].candidate)
     return {number: _grown(selections[number], grow) for number in sorted(selections)}
 
 
-def predict_masks(segmenter: Segmenter, embedding: ImageEmbedding, clicks: Sequence[Click]) -> dict[int, Mask]:
+def predict_masks(segmenter: Proposer, embedding: ImageEmbedding, clicks: Sequence[Click]) -> dict[int, Mask]:
     """A mask for each object number among the clicks.
 
     Raises:
@@ -73,21 +83,25 @@ def predict_masks(segmenter: Segmenter, embedding: ImageEmbedding, clicks: Seque
     return {number: found.mask for number, found in select_objects(segmenter, embedding, clicks).items()}
 
 
-def _refine(segmenter: Segmenter, embedding: ImageEmbedding, drawn: Mask, clicks: Sequence[Click]) -> Selection:
+def _refine(segmenter: Proposer, embedding: ImageEmbedding, drawn: Mask, clicks: Sequence[Click]) -> Selection:
     """The drawn mask and, click by click, the objects under them. Each is asked for on its own: all of them together
     would describe one object, and the drawn one need not be any that the segmenter knows."""
     selection = Selection(drawn)
     for click in clicks:
         asked = Click(click.x, click.y, object=click.object)
-        found = _selected(segmenter.propose(embedding, [asked]), click.candidate)
+        found = _selected(segmenter, embedding, [asked], click.candidate)
         joined = selection.mask & ~found.mask if click.label == EXCLUDE else selection.mask | found.mask
         selection = Selection(joined, found.candidate, found.scores, found.areas)
     return selection
 
 
-def _selected(proposals: Proposals, candidate: int | None) -> Selection:
+def _selected(
+    segmenter: Proposer, embedding: ImageEmbedding, clicks: Sequence[Click], candidate: int | None
+) -> Selection:
+    proposals = segmenter.propose(embedding, clicks)
+    mask = segmenter.pick(proposals, embedding, candidate)
     scores = tuple(float(score) for score in proposals.scores)
-    return Selection(proposals.pick(candidate), candidate or 0, scores, tuple(proposals.areas()))
+    return Selection(mask, candidate or 0, scores, tuple(proposals.areas(embedding)))
 
 
 def _grown(selection: Selection, pixels: int) -> Selection:

@@ -71,6 +71,11 @@ def pytest_addoption(parser):
     parser.addoption("--take-pictures", action="store_true", help="write the screenshots and the recording in docs/")
 
 
+def pytest_ignore_collect(collection_path, config):
+    taking = config.getoption("--take-pictures", default=False)
+    return True if collection_path.name == "test_pictures.py" and not taking else None
+
+
 def pytest_terminal_summary(terminalreporter):
     if MISSING:
         terminalreporter.write_line(f"SKIPPED ALL BROWSER TESTS: {MISSING}", red=True, bold=True)

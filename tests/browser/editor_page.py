@@ -82,6 +82,7 @@ class EditorPage:
             "Comfy.Workflow.Persist": False,
             "Comfy.Minimap.Visible": False,
             "Comfy.Graph.CanvasInfo": False,
+            "Comfy.NodeBadge.NodeSourceBadgeMode": "None",  # it would show the folder's name in this test
         }
         for name, value in settings.items():
             self.server.post(f"/settings/{name}", value)
@@ -216,6 +217,8 @@ class Editor:
         """Have the page shown on a screen of this density."""
         metrics = {"width": 1400, "height": 900, "mobile": False, "deviceScaleFactor": ratio}
         self.on.page.context.new_cdp_session(self.on.page).send("Emulation.setDeviceMetricsOverride", metrics)
+        # A real change of screen sends an event, which this emulation does not.
+        self.on.run_js("() => { app.canvas.setDirty(true, true); }")
         self.on.page.wait_for_timeout(300)
 
     @property
@@ -259,12 +262,17 @@ class Editor:
         return self
 
     def place(self, x: float, y: float, size: tuple[int, int] = (640, 427)) -> tuple[float, float]:
-        """Where on the screen a point of the picture lies, which is fitted into the canvas with a margin."""
+        return self.places([(x, y)], size)[0]
+
+    def places(self, points: list[tuple[float, float]], size: tuple[int, int]) -> list[tuple[float, float]]:
+        """Where on the screen points of the picture lie, which is fitted into the canvas with a margin."""
         stage, inner = self.stage, self.canvas.evaluate("(canvas) => [canvas.clientWidth, canvas.clientHeight]")
         zoom = stage.width / inner[0]
         fit = min((inner[0] - 2 * MARGIN) / size[0], (inner[1] - 2 * MARGIN) / size[1])
         left, top = (inner[0] - size[0] * fit) / 2, (inner[1] - size[1] * fit) / 2
-        return stage.x + (left + x * size[0] * fit) * zoom, stage.y + (top + y * size[1] * fit) * zoom
+        return [
+            (stage.x + (left + x * size[0] * fit) * zoom, stage.y + (top + y * size[1] * fit) * zoom) for x, y in points
+        ]
 
     def click(self, x: float, y: float, button: str = "left", alt: bool = False, **options) -> None:
         if alt:
@@ -309,8 +317,8 @@ class Editor:
         """What is painted at a point of the picture, read from the canvas."""
         return self.colours_at([(x, y)], **options)[0]
 
-    def colours_at(self, places: list[tuple[float, float]], **options) -> list[np.ndarray]:
-        stage, found = self.stage, [self.place(x, y, **options) for x, y in places]
+    def colours_at(self, points: list[tuple[float, float]], size: tuple[int, int] = (640, 427)) -> list[np.ndarray]:
+        stage, found = self.stage, self.places(points, size)
         shares = [[(x - stage.x) / stage.width, (y - stage.y) / stage.height] for x, y in found]
         pixels = self.canvas.evaluate(
             """(canvas, shares) => {

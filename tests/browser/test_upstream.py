@@ -101,13 +101,17 @@ def test_the_example_photo_is_shown(page, kit, photo):
     assert found[0].request["image"] == {"example": "rocket"}
 
 
-def test_what_a_node_made_when_it_ran_is_shown(page, kit):
-    empty = kit.node(3, "EmptyImage", {}, {IMAGE: (IMAGE, [1])}, [64, 32, 1, 0xFF0000])
-    save = kit.node(1, "SaveImage", {"images": (IMAGE, 1)}, {}, ["browser-test"], at=(240, 0))
-    page.load([empty, save, kit.click_to_mask(2, 2, at=(600, 0))], [[1, 3, 0, 1, 0, IMAGE], [2, 3, 0, 2, 0, IMAGE]])
-    editor = page.editor(2)
+def test_what_a_preview_beside_has_shown_is_shown(page, kit):
+    empty = kit.node(31, "EmptyImage", {}, {IMAGE: (IMAGE, [1, 2])}, [64, 32, 1, 0xFF0000])
+    preview = kit.node(32, "PreviewImage", {"images": (IMAGE, 1)}, {}, at=(240, 0))
+    links = [[1, 31, 0, 32, 0, IMAGE], [2, 31, 0, 33, 0, IMAGE]]
+    page.load([empty, preview, kit.click_to_mask(33, 2, at=(600, 0))], links)
+    editor = page.editor(33)
     assert "Queue once" in editor.hint
-    page.run()
+    graph = page.api_form()
+    page.run_js(
+        "(graph) => app.api.queuePrompt(0, { output: graph, workflow: {} })", {"31": graph["31"], "32": graph["32"]}
+    )
     editor.wait_for_picture()
     assert list(editor.colour_at(0.5, 0.5, size=(64, 32))) == pytest.approx([255, 0, 0], abs=6)
 

@@ -71,3 +71,23 @@ def test_growth_beyond_any_picture_is_refused(pixels):
 def test_a_feather_that_is_no_width_is_refused(pixels):
     with pytest.raises(ValueError, match="give a number from 0"):
         feather_mask(square(), pixels)
+
+
+@pytest.mark.parametrize("pixels", [1, 5, -1, -5])
+def test_growing_a_part_is_growing_the_whole(pixels):
+    """Only the surroundings of the mask are computed; every pixel is as if all of the picture were."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mask = np.zeros((50, 60), bool)
+        for _ in range(rng.integers(1, 4)):
+            y, x = rng.integers(0, 45), rng.integers(0, 55)
+            mask[y : y + rng.integers(1, 25), x : x + rng.integers(1, 25)] = True
+        own, others = np.argwhere(mask), np.argwhere(~mask)
+        every = np.argwhere(np.ones_like(mask))
+        if pixels > 0:
+            expected = (np.linalg.norm(every[:, None] - own, axis=-1).min(axis=1) <= pixels).reshape(mask.shape)
+        else:
+            expected = (np.linalg.norm(every[:, None] - others, axis=-1).min(axis=1) > -pixels).reshape(mask.shape)
+        np.testing.assert_array_equal(grow_mask(mask, pixels), expected)
+    assert not grow_mask(np.zeros((5, 6), bool), pixels).any()
+    assert grow_mask(np.ones((5, 6), bool), pixels).all()

@@ -5,7 +5,16 @@ import { copied, paste } from "./clipboard.js";
 import { make } from "./dom.js";
 import { LargeWindow } from "./fullscreen.js";
 import { PointerGestures } from "./gestures.js";
-import { graphZoom, isOpen, onDensityChange, onGraphDrawn, ownsUndo, recordChange } from "./host.js";
+import {
+  graphZoom,
+  isOpen,
+  isShown,
+  isVueRenderer,
+  onDensityChange,
+  onGraphDrawn,
+  ownsUndo,
+  recordChange,
+} from "./host.js";
 import { handleKey } from "./keyboard.js";
 import { LiveMasks } from "./live_masks.js";
 import { ClickModel } from "./model.js";
@@ -19,6 +28,9 @@ import { View } from "./view.js";
 
 const MESSAGE_SECONDS = 6;
 
+/** Whose element it is, to tell which node an element on the page belongs to. */
+const nodeOf = new WeakMap();
+
 export class ClickEditor {
   large = false;
   /** @type {{x: number, y: number} | null} where the keyboard would click */
@@ -26,6 +38,7 @@ export class ClickEditor {
   view = new View();
   #hovered = -1;
   #attached = false;
+  #soon = 0;
   /** @type {(() => void)[]} what undoes `attach` */
   #releases = [];
   #message = { text: "", timer: 0 };
@@ -58,6 +71,7 @@ export class ClickEditor {
     this.stepper = new Stepper(actions);
     this.motion = motion ? new MotionRow(this.model) : null;
     this.#build(inputName);
+    nodeOf.set(this.element, node);
     this.window = new LargeWindow(this.body, () => this.#largeToggled());
     this.#listen();
     this.#update();
@@ -90,17 +104,26 @@ export class ClickEditor {
     this.window.close();
     for (const release of this.#releases.splice(0)) release();
     this.source.forget();
-    this.painter.stop();
     clearTimeout(this.#message.timer);
+    clearTimeout(this.#soon);
+    this.#update();
+    this.painter.stop();
   }
 
   /** Look whether anything upstream is another; cheap, as it is called whenever the graph is drawn. */
   refresh() {
     if (!this.#attached) return;
     if (!isOpen(this.node)) return this.detach();
+    this.#takePlace();
     this.source.refresh();
     this.masks.refresh();
     return this.painter.fit(this.#zoom);
+  }
+
+  /** Look again when what changes the graph now is done with it; not every change is followed by a drawing. */
+  refreshSoon() {
+    clearTimeout(this.#soon);
+    this.#soon = setTimeout(() => this.refresh(), 0);
   }
 
   /** After a run: the exact frame that the node received. */
@@ -148,6 +171,19 @@ export class ClickEditor {
     const order = bySize(info);
     const rank = (order.indexOf(info.candidate) + direction + order.length) % order.length;
     this.model.choose(this.model.active, order[rank]);
+  }
+
+  /**
+   * Nodes 2.0 goes on showing the widget of a node when one of the same number comes in its place, as when a node is
+   * converted to a subgraph which is then opened: put ours where that is.
+   */
+  #takePlace() {
+    if (this.element.isConnected || !isVueRenderer() || !isShown(this.node)) return;
+    const stale = [...document.querySelectorAll(".followclick-editor")].find((element) => {
+      const node = nodeOf.get(element);
+      return String(node?.id) === String(this.node.id) && !isShown(node);
+    });
+    stale?.replaceWith(this.element);
   }
 
   get #zoom() {

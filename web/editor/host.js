@@ -17,6 +17,9 @@ export function isOpen(node) {
   return Boolean(known && graph.getNodeById(node.id) === node);
 }
 
+/** Whether the node is in the graph that one looks at, the root or a subgraph. */
+export const isShown = (node) => isOpen(node) && node.graph === app.canvas?.graph;
+
 export const locale = () => app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en";
 
 export const graphZoom = () => app.canvas?.ds?.scale ?? 1;

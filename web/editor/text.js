@@ -25,7 +25,7 @@ export const ENGLISH = {
   more: "more",
   mask_of: "mask {rank} of {count}",
   prompt: "What object {object} does",
-  prompt_example: "what it does: run, jump, move left …",
+  prompt_example: "what it does, e.g. run",
   magnitude: "How strongly object {object} moves",
   magnitude_text: "{magnitude} pixels per frame, at 512 pixels of width",
   magnitude_unit: "{magnitude} px",

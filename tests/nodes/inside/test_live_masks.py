@@ -1,12 +1,14 @@
 """The masks of the click editor: the run's own, from remembered pictures, in turns, and gone when the host says so."""
 
 import asyncio
+import functools
 import gc
 import io
 import json
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -27,7 +29,7 @@ TWO = [{"x": 0.2, "y": 0.2, "label": 1}, {"x": 0.8, "y": 0.8, "label": 1, "objec
 def masks(pack, demo, folders):
     """The module, with nothing remembered."""
     comfy.model_management.unload_all_models()
-    pack.module("nodes.host_segmenters")._embeddings.clear()
+    pack.module("nodes.host_segmenters")._seen.clear()
     return pack.module("nodes.live_masks")
 
 
@@ -132,6 +134,45 @@ def test_pictures_are_known_by_their_content(pack, masks, photo, folders, segmen
     np.testing.assert_array_equal(embedded[1], 255 - embedded[0])
 
 
+def test_only_the_object_that_changed_is_predicted_anew(pack, masks, photo, segmenters):
+    predicted = []
+    model = segmenters.segmenter("demo").segmenter
+    real = model.propose
+    patched = pytest.MonkeyPatch()
+    patched.setattr(model, "propose", lambda *inputs: predicted.append(inputs[1]) or real(*inputs))
+    answer(masks, asked(pack))
+    assert len(predicted) == 2
+    third = {"x": 0.6, "y": 0.3, "label": 0, "object": 4}
+    found = answer(masks, asked(pack, [*TWO, third]))
+    assert len(predicted) == 3 and len(predicted[2]) == 2
+    chosen = answer(masks, asked(pack, [TWO[0] | {"candidate": 2}, TWO[1], third]))
+    assert len(predicted) == 3
+    patched.undo()
+    segmenters._seen.clear()
+    for seen, clicks in ((found, [*TWO, third]), (chosen, [TWO[0] | {"candidate": 2}, TWO[1], third])):
+        assert answer(masks, asked(pack, clicks)).png == seen.png
+    assert found.png != chosen.png
+
+
+def test_masks_are_computed_on_one_core_and_all_else_on_as_many_as_before(pack, masks, photo, segmenters, monkeypatch):
+    monkeypatch.setattr(segmenters, "_one_core", functools.cache(segmenters._one_core.__wrapped__))
+    before, cores = torch.get_num_threads(), []
+    model = segmenters.segmenter("demo").segmenter
+    real = model.propose
+    monkeypatch.setattr(model, "propose", lambda *inputs: cores.append(torch.get_num_threads()) or real(*inputs))
+    embed = model.embed
+    monkeypatch.setattr(model, "embed", lambda image: cores.append(torch.get_num_threads()) or embed(image))
+    torch.set_num_threads(3)
+    try:
+        segmenters._one_core()
+        answer(masks, asked(pack))
+        with ThreadPoolExecutor(1) as new_thread:
+            assert new_thread.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+        assert cores == [1, 1, 1]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_two_pictures_are_remembered(pack, masks, photo, folders, segmenters, monkeypatch):
     model = segmenters.segmenter("demo").segmenter
     embedded, real = [], model.embed
@@ -189,9 +230,9 @@ def test_unloading_lets_go_of_everything(pack, masks, photo, segmenters, other_w
     named = {"filename": "photo.png", "subfolder": "", "type": "input"}
     answer(masks, asked(pack, segmenter=other_weights, drawn_mask=named))
     held = weakref.ref(segmenters.segmenter(other_weights).segmenter.sam)
-    assert segmenters._embeddings and masks._drawn._values
+    assert segmenters._seen and masks._drawn._values
     comfy.model_management.unload_all_models()
-    assert not segmenters._embeddings and not masks._drawn._values
+    assert not segmenters._seen and not masks._drawn._values
     wait_for(lambda: gc.collect() is not None and held() is None)
     assert comfy.model_management.current_loaded_models == []
     assert answer(masks, asked(pack, segmenter=other_weights)) is not None

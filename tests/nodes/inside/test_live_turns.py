@@ -138,22 +138,22 @@ def test_a_superseded_request_that_just_went_away_does_no_harm(module):
 def test_a_superseded_request_is_given_up_before_its_mask(module, pack, folders, demo, monkeypatch):
     """A newer one came while the picture was embedded: the embedding stays, the mask is not made."""
     segmenters = pack.module("nodes.host_segmenters")
-    segmenters._embeddings.clear()
+    segmenters._seen.clear()
     request = pack.module("nodes.live_request").parse_request(
         json.dumps(GOOD | {"image": {"example": "rocket"}}).encode()
     )
     turn = module.Turn("a")
-    embed = module.remembered_embedding
+    see = module.seen_picture
 
     def superseding(*arguments):
         turn.superseded = True
-        return embed(*arguments)
+        return see(*arguments)
 
-    monkeypatch.setattr(module, "remembered_embedding", superseding)
-    monkeypatch.setattr(module, "select_objects", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr(module, "seen_picture", superseding)
+    monkeypatch.setattr(segmenters.SeenPicture, "select", lambda *_: pytest.fail("made"))
     with pytest.raises(module.SupersededError):
         module._make_masks(request, turn)
-    assert len(segmenters._embeddings) == 1
+    assert len(segmenters._seen) == 1
 
 
 def test_a_request_is_read_as_it_was_sent(parse):

@@ -37,8 +37,7 @@ def test_clicks_come_out_in_a_form_that_goes_in_again(pack, demo, picture):
 
 
 def test_growing_and_feathering_change_the_mask(pack, demo, picture, square, monkeypatch):
-    proposals = pack.module("followclick_core.segment.predictor").Proposals
-    monkeypatch.setattr(proposals, "pick", lambda *_: square[0].numpy() > 0)
+    monkeypatch.setattr(demo.segmenter.segmenter, "pick", lambda *_: square[0].numpy() > 0)
     assert torch.equal(click(pack, demo, picture)[0], square)
     grown = click(pack, demo, picture, grow=4)[0]
     assert grown[0, 26:74, 40].all() and not grown[0, 25, 40] and not grown[0, 26, 16]  # corners become round
