@@ -64,10 +64,11 @@ class SegmenterPatcher(WholePatcher):
             clear()
         own = [each for each in _kept if each.patcher is self]
         _kept[:] = [each for each in _kept if each.patcher is not self]
-        # A model that dies while the host goes through its list of models changes that list under its hands.
-        timer = threading.Timer(UNLOADING_SECONDS, own.clear)
-        timer.daemon = True
-        timer.start()
+        if own:
+            # A model that dies while the host goes through its list of models changes that list under its hands.
+            timer = threading.Timer(UNLOADING_SECONDS, own.clear)
+            timer.daemon = True
+            timer.start()
 
 
 def segmenter(name: str) -> HostedSegmenter:
@@ -118,7 +119,7 @@ def live(hosted: HostedSegmenter) -> Iterator[None]:
     """The segmenter is on its device and stays there, for a mask that is made beside the host's queue.
 
     Raises:
-        PromptRunsError: A prompt runs on the same device, and that is no CPU.
+        PromptRunsError: The host's worker is at work on the same device, and that is no CPU.
     """
     with _turn, torch.inference_mode():
         try:

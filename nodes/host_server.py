@@ -1,18 +1,19 @@
 """The host's HTTP server and its queue of prompts.
 
-A prompt may run in the host's worker thread while a route is answered, and the host's memory management is not made
-for two threads.
+The host's worker thread runs a prompt, or unloads models, while a route is answered; and the host's memory management
+is not made for two threads: a list of models that changes under its hands ends the worker for good.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
+from execution import PromptQueue
 from server import PromptServer
 
 
 class PromptRunsError(RuntimeError):
-    """The device is at work for a prompt; the text says so to the user."""
+    """The host's worker is not idle; the text says so to the user."""
 
 
 def route_table() -> web.RouteTableDef | None:
@@ -23,16 +24,25 @@ def route_table() -> web.RouteTableDef | None:
 
 @contextmanager
 def between_prompts() -> Iterator[None]:
-    """No prompt runs, and none starts, before the block ends; it must be short, for the whole queue waits.
+    """The host's worker waits for a prompt, and gets none before the block ends; it must be short.
 
     Raises:
-        PromptRunsError: One runs.
+        PromptRunsError: The worker runs a prompt, or tidies up after one.
     """
     server = getattr(PromptServer, "instance", None)
     if server is None:
         yield
         return
     with server.prompt_queue.mutex:
-        if server.prompt_queue.currently_running:
+        if not _worker_waits(server.prompt_queue):
             raise PromptRunsError("A prompt is running on the device that the segmenter needs; try again when it ends.")
         yield
+
+
+def _worker_waits(queue: PromptQueue) -> bool:
+    """Whether the worker sleeps in the queue; to know it, the queue's lock must be held, without which it cannot wake.
+
+    That no prompt is running says too little, for models are unloaded between prompts. Where Python does not tell who
+    waits, the worker counts as busy.
+    """
+    return bool(getattr(queue.not_empty, "_waiters", ()))

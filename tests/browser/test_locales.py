@@ -41,16 +41,15 @@ def test_every_node_input_and_output_has_a_name_and_what_has_a_tooltip_has_one_h
             assert bool(text["outputs"][str(index)].get("tooltip")) == bool(tooltip), (name, index)
 
 
-def unescaped(text: str) -> str:
-    """The host's translations give { } @ | a meaning, and take them in this form as they are."""
-    return re.sub(r"\{'([{}@|])'\}", r"\1", text)
+def has_signs(text: str) -> bool:
+    """Signs to which the host's translations give a meaning, in some versions and places."""
+    return bool(re.search(r"[{}@|]", text))
 
 
-def test_no_sign_is_left_that_the_host_would_read_as_a_command():
-    for language in LANGUAGES:
-        bare = re.sub(r"\{'[{}@|]'\}", "", (LOCALES / language / "nodeDefs.json").read_text())
-        texts = [text for text in re.findall(r'": "(.*)"', bare) if re.search(r"[{}@|]", text)]
-        assert texts == []
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_sign_is_left_that_the_host_may_read_as_a_command(language):
+    for text in re.findall(r'": "(.*)"', (LOCALES / language / "nodeDefs.json").read_text()):
+        assert not has_signs(text)
 
 
 def test_english_is_what_the_nodes_say_themselves(nodes):
@@ -59,7 +58,11 @@ def test_english_is_what_the_nodes_say_themselves(nodes):
         assert texts[name]["display_name"] == info["display_name"]
         inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
         for key, declared in inputs.items():
-            assert unescaped(texts[name]["inputs"][key]["tooltip"]) == declared[1]["tooltip"], (name, key)
+            tooltip, own = texts[name]["inputs"][key]["tooltip"], declared[1]["tooltip"]
+            if has_signs(own):  # begins alike, and goes on in words
+                assert tooltip.split()[:4] == own.split()[:4], (name, key)
+            else:
+                assert tooltip == own, (name, key)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -193,3 +193,28 @@ def test_many_editors_at_once_all_get_their_own_mask(editor, photo):
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(8))) == expected
     assert len(set(expected)) > 4
+
+
+def test_freeing_again_and_again_while_masks_are_made_harms_nobody(server, editor, photo):
+    """The host's worker and the route's thread both change what is loaded; were they to do so at once, the worker would
+    end, and no prompt would ever run again."""
+    expected, end = editor.segment().body, time.monotonic() + 8
+
+    def free() -> None:
+        while time.monotonic() < end:
+            server.post("/free", {"unload_models": True})
+            time.sleep(0.01)
+
+    def ask(number: int) -> None:
+        while time.monotonic() < end:
+            assert editor.segment(editor=f"editor-{number}").body == expected
+
+    def run() -> None:
+        while time.monotonic() < end:
+            grow = int(time.monotonic_ns() // 1000 % 60)  # so that the host does not answer from its cache
+            assert run_masks(server, "photo.png", TWO, grow, False)[0].any()
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(free), pool.submit(ask, 1), pool.submit(ask, 2), pool.submit(run)]:
+            done.result()
+    assert "Exception in thread" not in (server.folder / "log.txt").read_text()

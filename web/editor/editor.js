@@ -204,7 +204,6 @@ export class ClickEditor {
     this.body.addEventListener("keydown", (event) => this.#keyDown(event));
     this.canvas.addEventListener("keyup", () => this.#finishNudge());
     this.canvas.addEventListener("blur", () => this.#blurred());
-    this.canvas.addEventListener("focus", () => this.#focused());
     this.canvas.addEventListener("pointerdown", () => (this.crosshair = null));
     for (const type of ["pointerenter", "focus"]) this.canvas.addEventListener(type, () => this.#approached());
     this.body.addEventListener("copy", (event) => this.#copy(event));
@@ -234,11 +233,6 @@ export class ClickEditor {
     this.#finishNudge();
     this.crosshair = null;
     this.painter.request();
-  }
-
-  #focused() {
-    // By the mouse the place is shown by the mouse.
-    if (this.ready && this.canvas.matches(":focus-visible") && this.model.selected < 0) this.placeCrosshair(0.5, 0.5);
   }
 
   /** @param {import("./model.js").Change} change */

@@ -1,6 +1,6 @@
 /** The masks of the clicks as they stand, from the same function that the run uses. */
 
-import { onQueueEmpty, postSegment } from "./host.js";
+import { inputIndex, inputLink, onQueueEmpty, postSegment } from "./host.js";
 import { MaskRequests } from "./masks.js";
 import { say } from "./text.js";
 import { middles } from "./tint.js";
@@ -124,7 +124,10 @@ export class LiveMasks {
     const includes = (object) =>
       (drawn && object === 1) || this.#model.clicksOf(object).some(({ label }) => label === INCLUDE);
     const lacking = this.#model.clicks.find(({ object }) => !includes(object));
-    this.note = lacking ? say("only_excluded", { object: lacking.object }) : "";
+    const wired = ["positive_points", "negative_points"].some((name) =>
+      inputLink(this.#node, inputIndex(this.#node, name)),
+    );
+    this.note = lacking ? say("only_excluded", { object: lacking.object }) : wired ? say("wired_points") : "";
     return this.#model.clicks.filter(({ object }) => includes(object));
   }
 

@@ -240,12 +240,27 @@ def test_unloading_lets_go_of_everything(pack, masks, photo, segmenters, other_w
 
 @pytest.fixture
 def queue(monkeypatch):
-    """The host's queue of prompts, with nothing in it."""
+    """The host's queue of prompts, with nothing in it, and a worker that waits for the first one."""
     host = SimpleNamespace(queue_updated=lambda: None)
-    queue = execution.PromptQueue(host)
-    host.prompt_queue = queue
+    host.prompt_queue = execution.PromptQueue(host)
     monkeypatch.setattr(server.PromptServer, "instance", host, raising=False)
-    return queue
+    wait_for_prompt(host.prompt_queue)
+    return host.prompt_queue
+
+
+def wait_for_prompt(queue) -> None:
+    threading.Thread(target=queue.get, daemon=True).start()
+    wait_for(lambda: queue.not_empty._waiters)
+
+
+def start_prompt(queue) -> None:
+    queue.put((0, "some-id", {}, {}, []))
+    wait_for(lambda: queue.currently_running)
+
+
+def end_prompt(queue) -> None:
+    """The worker is awake still, as while it unloads models."""
+    queue.currently_running.clear()
 
 
 def is_held(lock) -> bool:
@@ -257,18 +272,20 @@ def is_held(lock) -> bool:
     return not taken[0]
 
 
-def start_prompt(queue) -> None:
-    queue.put((0, "some-id", {}, {}, []))
-    queue.get()
-
-
-def test_a_running_prompt_does_not_stop_the_cpu(pack, masks, photo, queue, segmenters):
+@pytest.mark.parametrize("moment", ["running", "tidying up"])
+def test_the_hosts_worker_does_not_stop_the_cpu(pack, masks, photo, queue, segmenters, moment):
     start_prompt(queue)
+    if moment == "tidying up":
+        end_prompt(queue)
     assert answer(masks, asked(pack)) is not None
     hosted = segmenters.segmenter("demo")
     assert not any(each.model is hosted.patcher for each in comfy.model_management.current_loaded_models), (
-        "the host's list of models belongs to the prompt while it runs"
+        "the host's list of models belongs to the worker while it is awake"
     )
+    end_prompt(queue)
+    wait_for_prompt(queue)
+    answer(masks, asked(pack))
+    assert any(each.model is hosted.patcher for each in comfy.model_management.current_loaded_models)
 
 
 @pytest.mark.parametrize("loaded_before", [False, True])
@@ -301,7 +318,8 @@ def test_another_segmenter_takes_the_place_of_the_last_one(pack, masks, photo, q
     answer(masks, asked(pack))
     gc.collect()
     assert held() is not None, "a model that dies changes the host's list of models"
-    queue.currently_running.clear()
+    end_prompt(queue)
+    wait_for_prompt(queue)
     answer(masks, asked(pack))
     gc.collect()
     assert held() is None
