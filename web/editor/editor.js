@@ -56,7 +56,7 @@ export class ClickEditor {
     this.node = node;
     this.model = new ClickModel((change) => this.#changed(change));
     this.source = new Source(node, () => this.#pictureChanged());
-    this.masks = new LiveMasks(node, this.model, this.source, () => this.#masksChanged());
+    this.masks = new LiveMasks(node, this.model, this.source, () => this.#update());
     this.canvas = make("canvas", { class: "followclick-canvas", tabindex: "0", role: "application" });
     ownsUndo(this.canvas);
     this.painter = new Painter(this.canvas, this.view, () => this.#scene());
@@ -249,10 +249,6 @@ export class ClickEditor {
     this.view.reset();
     if (picture) this.model.setPicture(this.view.picture);
     this.masks.update({ dragging: false });
-    this.#update();
-  }
-
-  #masksChanged() {
     this.#update();
   }
 
