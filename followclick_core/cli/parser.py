@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..version import VERSION
-from . import commands
+from . import build_dataset, commands
 
 PROGRAM = "python -m followclick_core"
 
@@ -85,6 +85,13 @@ def build_parser() -> argparse.ArgumentParser:
         ("segment", "photo + clicks -> mask", SEGMENT, _segment, commands.segment),
         ("measure", "clip + mask -> motion inside and outside", MEASURE, _measure, commands.measure),
         ("train", "train a model on generated scenes", TRAIN, _train, commands.train),
+        (
+            "build-dataset",
+            "videos -> training shards",
+            build_dataset.HELP,
+            build_dataset.add_arguments,
+            build_dataset.run,
+        ),
         ("build-art", "collect the art for the scenes", BUILD_ART, _build_art, commands.build_art),
         ("evaluate", "measure a model on held-out scenes", EVALUATE, _evaluate, commands.evaluate),
     ):
