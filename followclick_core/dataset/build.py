@@ -17,7 +17,7 @@ from .report import Report, write_report
 from .sources import Entry, Problem, Video, read_source
 from .steps import ClipStep, MotionStep, Step
 from .store import CLIPS, Store
-from .workers import ray_session, run_steps
+from .workers import WorkerPool
 
 Progress = Callable[[str, int, int], None]
 COUNT_AHEAD = 4096  # entries read before the size of parts is chosen
@@ -56,11 +56,11 @@ def build(
     clips = ClipStep(root, params.clips, secrets.token_hex(4))
     motion = MotionStep(root, params.motion, estimator)
     pack = PackStep(root, params.motion.mask_rule, params.latents, weights, params.motion.device)
-    with ray_session(params.run):
+    with WorkerPool(params.run) as pool:
         # On processors one worker does both; for GPUs decoding would hold them up.
         groups = [[clips], [motion]] if params.motion.device.startswith("cuda") else [[clips, motion]]
         for steps in groups:
-            failures += _run(steps, store, params, progress)
+            failures += _run(pool, steps, store, params, progress)
         labeller = Labeller(store, params.motion, params.thresholds, params.captions)
         try:
             if retry_quarantined:
@@ -72,18 +72,18 @@ def build(
             captions = {}
         finally:
             labeller.close()
-        failures += _run([pack], store, params, progress)
+        failures += _run(pool, [pack], store, params, progress)
     return write_report(store, params, problems, failures, captions)
 
 
-def _run(steps: list[Step], store: Store, params: BuildParams, progress: Progress) -> list[Problem]:
+def _run(pool: WorkerPool, steps: list[Step], store: Store, params: BuildParams, progress: Progress) -> list[Problem]:
     """Do steps on all parts that lack one of them."""
     stage, parts = steps[0].name, store.parts()
     missing = [part for part in parts if not all(step.is_done(part) for step in steps)]
     done, failures = len(parts) - len(missing), []
     progress(stage, done, max(1, len(parts)))
     uses_gpu = stage != CLIPS and params.motion.device.startswith("cuda")
-    for part, error in run_steps(steps, missing, params.run, params.run.gpus_per_worker if uses_gpu else 0.0):
+    for part, error in pool.run(steps, missing, params.run.gpus_per_worker if uses_gpu else 0.0):
         done += 1
         progress(stage, done, len(parts))
         if error:

@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from .params import RunParams
 from .steps import Step, StepWorker
@@ -16,30 +17,65 @@ from .steps import Step, StepWorker
 OBJECT_STORE_BYTES = 100 << 20  # Ray's least is 75 MiB
 
 
-@contextlib.contextmanager
-def ray_session(params: RunParams) -> Iterator[None]:
-    """A Ray of our own with as many processors as workers, or the cluster at an address; left again at the end.
+class WorkerPool(contextlib.AbstractContextManager):
+    """Workers in a Ray of our own, with as many processors as workers, or in the cluster at an address.
 
-    Raises:
-        ModuleNotFoundError: Ray is not installed.
-        ValueError: There is no cluster at the address.
+    Ray is started by the first work there is, so a build that has all its parts takes no time, and is left at the end.
     """
+
+    def __init__(self, params: RunParams):
+        self._params = params
+        self._started = False
+
+    def __exit__(self, *_: object) -> None:
+        if self._started:
+            import ray
+
+            ray.shutdown()
+
+    def run(self, steps: Sequence[Step], parts: Sequence[int], gpus: float = 0.0) -> Iterator[tuple[int, str]]:
+        """Do steps, one after another, on each part; yields the parts as they are done, with what went wrong, or "".
+
+        Args:
+            gpus: Of one worker; a fraction lets several share one.
+
+        Raises:
+            ValueError: There is no cluster at the address.
+        """
+        if not parts:
+            return
+        if not self._started:
+            _start_ray(self._params)
+            self._started = True
+        import ray.data
+        from ray.data import ActorPoolStrategy
+
+        rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
+        done = rows.map(
+            StepWorker,  # pyright: ignore[reportArgumentType]  # Ray's annotation leaves classes out
+            fn_constructor_args=[list(steps)],
+            # One part at a time: a second one waiting behind the first would leave another worker idle at the end.
+            compute=ActorPoolStrategy(size=min(self._params.workers, len(parts)), max_tasks_in_flight_per_actor=1),
+            num_cpus=1,
+            num_gpus=gpus or None,
+        )
+        for row in done.iter_rows():
+            yield int(row["part"]), str(row["error"])
+
+
+def _start_ray(params: RunParams) -> None:
     # Read when Ray is imported. A worker that was killed is no error here: Ray starts another.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with _no_native_messages():
-        import ray
-        from ray.data import DataContext
-
-    options = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
-    local = {
-        "num_cpus": params.workers,
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE_BYTES,
-    }
+    where: dict[str, Any] = {"address": params.address or "local"}
+    if not params.address:
+        where |= {"num_cpus": params.workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         with _no_native_messages():
-            ray.init(address=params.address or "local", **options, **({} if params.address else local))
+            import ray
+            from ray.data import DataContext
+
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"Ray cannot be reached at {params.address or 'this machine'} ({reason}).") from error
@@ -47,39 +83,6 @@ def ray_session(params: RunParams) -> Iterator[None]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def run_steps(
-    steps: Sequence[Step], parts: Sequence[int], params: RunParams, gpus: float = 0.0
-) -> Iterator[tuple[int, str]]:
-    """Do steps, one after another, on each part, within a ray_session; yields the parts as they are done.
-
-    With each part comes what went wrong with it, or "".
-
-    Args:
-        gpus: Of one worker; a fraction lets several share one.
-    """
-    import ray.data
-    from ray.data import ActorPoolStrategy
-
-    if not parts:
-        return
-    workers = min(params.workers, len(parts))
-    rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
-    done = rows.map(
-        StepWorker,  # pyright: ignore[reportArgumentType]  # Ray's annotation leaves classes out
-        fn_constructor_args=[list(steps)],
-        # One part at a time: a second one waiting behind the first would leave another worker idle at the end.
-        compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-        num_cpus=1,
-        num_gpus=gpus or None,
-    )
-    for row in done.iter_rows():
-        yield int(row["part"]), str(row["error"])
 
 
 @contextlib.contextmanager
