@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class VideoInfo:
     decoder: str
 
 
+@runtime_checkable
 class Frame(Protocol):
     """One decoded frame. `time` is in seconds from the video's start."""
 
@@ -47,6 +48,7 @@ class Frame(Protocol):
     def rgb(self, width: int, height: int) -> Image: ...
 
 
+@runtime_checkable
 class VideoStream(Protocol):
     info: VideoInfo
 

@@ -89,20 +89,28 @@ def motion_regions(
 
 
 def _followed(flows: np.ndarray, magnitude: np.ndarray, moving: np.ndarray) -> MotionRegion:
-    """Step every pixel of the first frame along the flows, and count where it meets motion."""
+    """Step every pixel of the first frame along the flows, and count where it meets motion.
+
+    A pixel that stands still where a moving one arrives is covered by it: it is lost, instead of going along.
+    """
     height, width = flows.shape[1:3]
     y, x = (axis.ravel().astype(np.float32) for axis in np.mgrid[:height, :width])
+    cell = np.arange(height * width)
     inside = np.ones(height * width, bool)
     seen, moved = np.zeros((2, height * width), np.int32)
     travelled = np.zeros(height * width, np.float32)
     for flow, lengths, moves in zip(flows.reshape(len(flows), -1, 2), magnitude, moving, strict=True):
-        cell = np.rint(y).astype(np.int32).clip(0, height - 1) * width + np.rint(x).astype(np.int32).clip(0, width - 1)
+        moves_now = inside & moves.ravel()[cell]
         seen += inside
-        moved += inside & moves.ravel()[cell]
+        moved += moves_now
         travelled += np.where(inside, lengths.ravel()[cell], 0)
         step = flow[cell]
         x, y = x + step[:, 0], y + step[:, 1]
         inside &= (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
+        cell = np.rint(y).astype(np.int32).clip(0, height - 1) * width + np.rint(x).astype(np.int32).clip(0, width - 1)
+        arrived = np.zeros(height * width, bool)
+        arrived[cell[moves_now]] = True
+        inside &= moves_now | ~arrived[cell]
     mask = (moved > 0) & (2 * moved >= seen)
     steps = seen[mask].sum()
     return MotionRegion(mask.reshape(height, width), float(travelled[mask].sum() / steps) if steps else 0.0)
