@@ -6,7 +6,7 @@ bit by bit. `stream_shards` reads shards from front to back, for sets that are r
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -180,7 +180,7 @@ def collate(samples: list[_Sample], device: torch.device) -> ShardBatch:
     )
 
 
-def _decode(raw: dict[str, bytes], params: ShardParams, still: float | None = None) -> _Sample:
+def _decode(raw: Mapping[str, Any], params: ShardParams, still: float | None = None) -> _Sample:
     record = json.loads(raw["json"])
     record["mask_rule"] = params.mask_rule or record["mask_rule"]
     names = sorted(name for name in raw if name.startswith("frame."))[: params.num_frames]

@@ -25,6 +25,7 @@ of the camera's, `motion` is empty. Examples, one per line:
 """
 MAX_MOTION = 80  # characters
 ANSWER_TOKENS = 120
+PRICE_MARGIN = 300  # tokens by which an answer may be dearer than all before: its caption is longer
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -109,6 +110,7 @@ class _Asker:
         self._report = AskReport()
         self._failures = 0  # in a row
         self._reserved = 0
+        self._dearest = 0  # answer so far
         # Characters / 3 is more than any tokenizer makes of English; answers tell the true figure.
         self._price = sum(len(message["content"]) for message in messages_for("")) // 3 + ANSWER_TOKENS + 100
 
@@ -180,7 +182,8 @@ class _Asker:
             )
             usage = getattr(completion, "usage", None)
             spent = usage.total_tokens if usage else price
-            self._price = max(self._price, spent)
+            self._dearest = max(self._dearest, spent)
+            self._price = self._dearest + PRICE_MARGIN
             return completion.choices[0].message.content or ""
         # A body that is no JSON, or one of another shape, which the client passes on as it is.
         except (json.JSONDecodeError, AttributeError, IndexError, TypeError) as error:

@@ -6,6 +6,7 @@ is first needed.
 
 import functools
 import io
+import os
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -180,19 +181,22 @@ class StepWorker:
 
 
 class _Attempts:
-    """Which videos a part's workers have begun: one that takes its worker down each time must not hold up the build."""
+    """Which videos a part's workers have begun: one that takes its worker down each time must not hold up the build.
+
+    A line per attempt: run, number of the video, process.
+    """
 
     def __init__(self, path: Path, run_id: str):
         self._path, self._run_id = path, run_id
         lines = path.read_text(encoding="ascii").split() if path.exists() else []
-        self._begun = [line.partition(":")[2] for line in lines if line.startswith(run_id + ":")]
+        self._begun = [line.split(":")[1] for line in lines if line.startswith(run_id + ":")]
 
     def count(self, index: int) -> int:
         return self._begun.count(str(index))
 
     def begin(self, index: int) -> None:
         with open(self._path, "a", encoding="ascii") as file:
-            file.write(f"{self._run_id}:{index}\n")
+            file.write(f"{self._run_id}:{index}:{os.getpid()}\n")
 
     def forget(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from followclick_core.dataset import build as build_module
 from followclick_core.dataset.steps import StepWorker
+from followclick_core.dataset.workers import WorkerPool
 
 SIDE = 160
 
@@ -88,24 +88,15 @@ def add_video(tmp_path, sliding_video) -> Callable[..., Path]:
     return add
 
 
+def run_here(pool, steps, parts, gpus=0.0):
+    """WorkerPool.run in this process, one part after the other."""
+    worker = StepWorker(list(steps))
+    for part in parts:
+        answer = worker({"part": part})
+        yield answer["part"], answer["error"]
+
+
 @pytest.fixture
 def no_ray(monkeypatch) -> None:
-    """The same steps in this process, one part after the other: for what has nothing to do with Ray."""
-
-    class SerialPool:
-        def __init__(self, params):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def run(self, steps, parts, gpus=0.0):
-            worker = StepWorker(list(steps))
-            for part in parts:
-                answer = worker({"part": part})
-                yield answer["part"], answer["error"]
-
-    monkeypatch.setattr(build_module, "WorkerPool", SerialPool)
+    """The same steps without Ray: for what has nothing to do with it."""
+    monkeypatch.setattr(WorkerPool, "run", run_here)
