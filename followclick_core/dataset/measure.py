@@ -6,6 +6,7 @@ import numpy as np
 
 from ..flow import FlowEstimator, clip_flows, motion_regions
 from ..flow.magnitude import REFERENCE_WIDTH
+from ..flow.motion_mask import lengths
 from ..shapes import Frames8
 from .params import MotionParams
 
@@ -55,14 +56,14 @@ def measure_clip(frames: Frames8, estimator: FlowEstimator, params: MotionParams
     regions = motion_regions(flows, floor_px=params.floor / to_reference, subtract_median=params.subtract_median)
     camera = np.median(flows, axis=(1, 2))
     outside = ~regions["union"].mask
-    residual = np.linalg.norm(flows[:, outside] - camera[:, None], axis=-1)
+    residual = lengths(flows[:, outside] - camera[:, None])
     light = frames.reshape(len(frames), -1).mean(axis=1) / 255
-    speed = np.linalg.norm(flows, axis=-1)
+    speed = lengths(flows)
     return MeasuredClip(
         figures=Measurements(
             area={rule: float(region.mask.mean()) for rule, region in regions.items()},
             magnitude={rule: region.magnitude * to_reference for rule, region in regions.items()},
-            camera=float(np.linalg.norm(camera, axis=-1).mean()) * to_reference,
+            camera=float(lengths(camera).mean()) * to_reference,
             border=float(np.median(speed[:, _border(frames.shape[1], frames.shape[2])], axis=1).mean()) * to_reference,
             flow_mean=float(speed.mean()) * to_reference,
             outside=float(residual.mean()) * to_reference if outside.any() else 0.0,

@@ -55,6 +55,7 @@ def write_report(
         "histograms": figures.histograms(),
         "thresholds": asdict(params.thresholds),
         "seconds": _seconds(store),
+        "peak_memory_of_a_worker": _peak_memory(store),
     }
     try:
         write_json(store.folder / "report.json", content)
@@ -170,6 +171,11 @@ def _seconds(store: Store) -> dict[str, float]:
     }
 
 
+def _peak_memory(store: Store) -> int | None:
+    peaks = [manifest["peak_memory"] for step in SECONDS for manifest in store.each(step)]
+    return max((peak for peak in peaks if peak), default=None)
+
+
 def to_markdown(content: dict[str, Any]) -> str:
     """Counts, reasons with the thresholds that gave them, and names."""
     clips = content["clips"]
@@ -187,6 +193,10 @@ def to_markdown(content: dict[str, Any]) -> str:
         lines.append(f"| {histogram['label']} | {low:.3g} | {histogram['median']:.3g} | {high:.3g} |")
     lines += ["", "| motion phrase from | clips |", "|---|---|"]
     lines += [f"| {source} | {count} |" for source, count in content["motion_phrases"].items()]
+    lines += ["", "| step | seconds of one worker |", "|---|---|"]
+    lines += [f"| {label} | {seconds:g} |" for label, seconds in content["seconds"].items()]
+    if content["peak_memory_of_a_worker"]:
+        lines += ["", f"A worker held at most {content['peak_memory_of_a_worker'] / 2**20:.0f} MiB."]
     lines += ["", *_caption_lines(content["captions"])]
     lines += ["## Problems", "", "All of them are in problems.jsonl.", ""]
     for reason, group in content["problems"].items():

@@ -7,6 +7,7 @@ is first needed.
 import functools
 import io
 import os
+import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -68,8 +69,8 @@ class Step(ABC):
         store.manifest(self.name, part).unlink(missing_ok=True)
         with open_tar_writer(store.tar(self.name, part)) as tar:
             content = self.make(part, tar)
-        seconds = round(time.perf_counter() - started, 3)
-        store.write(self.name, part, {"digest": digest, "seconds": seconds, **content})
+        cost = {"seconds": round(time.perf_counter() - started, 3), "peak_memory": peak_memory()}
+        store.write(self.name, part, {"digest": digest, **cost, **content})
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,16 @@ class _Attempts:
 
     def forget(self) -> None:
         self._path.unlink(missing_ok=True)
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process has held so far, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    # In kilobytes, but in bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

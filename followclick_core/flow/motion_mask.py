@@ -68,13 +68,13 @@ def motion_regions(
     _check_flows(flows)
     regions = {}
     if "literal" in rules:
-        magnitude = np.linalg.norm(flows, axis=-1)
+        magnitude = lengths(flows)
         mask = (magnitude > magnitude.mean(axis=(1, 2), keepdims=True)).any(axis=0)
         regions["literal"] = MotionRegion(mask, _mean_inside(magnitude, mask))
     if set(rules) == {"literal"}:
         return regions
     camera = np.median(flows, axis=(1, 2), keepdims=True) if subtract_median else np.zeros((1, 1, 1, 2), flows.dtype)
-    magnitude = np.linalg.norm(flows - camera, axis=-1)
+    magnitude = lengths(flows - camera)
     moving = magnitude > np.maximum(magnitude.mean(axis=(1, 2), keepdims=True), floor_px)
     for rule in rules:
         if rule == "union":
@@ -86,6 +86,11 @@ def motion_regions(
         elif rule == "followed":
             regions[rule] = _followed(flows, magnitude, moving)
     return regions
+
+
+def lengths(flows: np.ndarray) -> np.ndarray:
+    """Of the vectors on the last axis; several times as fast as a norm along so short an axis."""
+    return np.hypot(flows[..., 0], flows[..., 1])
 
 
 def _followed(flows: np.ndarray, magnitude: np.ndarray, moving: np.ndarray) -> MotionRegion:

@@ -1,7 +1,6 @@
 """What is taken from a video: the right frames, none across a cut, and names for all that cannot be used."""
 
 import random
-import resource
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from followclick_core.dataset.clips import VideoOutcome, plan_starts, take_clips
 from followclick_core.dataset.decode import VideoError, VideoInfo, open_video
 from followclick_core.dataset.params import ClipParams
 from followclick_core.dataset.sources import Video
+from followclick_core.dataset.steps import peak_memory
 
 from .conftest import SIDE, scene, write_video
 
@@ -185,11 +185,6 @@ def lengthened(path, source, times):
                 packet.is_keyframe = is_key
                 container.mux(packet)
     return path
-
-
-def peak_memory():
-    """Of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def test_a_two_hour_video_takes_no_more_memory_than_a_short_one(tmp_path, sliding_video):
