@@ -7,10 +7,16 @@ from torch import Tensor
 
 from ..diffusion.schedule import PREDICTION_TYPES, ScheduleParams
 from ..models.motion_model import LAYOUTS
+from ..presets import PRESETS
 from .loop import LoopParams
 
 CAPTIONS, MOTION_CAPTIONS = TEXTS = ("captions", "motion-captions")
 PRECISIONS = ("no", "bf16")
+
+
+def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"There is no {what} {value!r} for training on shards; choose one of {', '.join(known)}.")
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class ClipTrainParams:
         lora_rank: Of the sets with a LoRA.
         batch_size: Clips per step, over all ranks and accumulated micro-batches.
         micro_batch: Clips that are in memory at once on a rank.
+        size, num_frames: Of a clip: its side in pixels, and its length.
         layout: How the first frame is laid out over time, see `conditioning.first_frame_condition`.
         prediction: "v_prediction" with zero terminal SNR, or "epsilon" without, as Stable Diffusion 1.5 was trained.
         mask_ratio: Of the first frame's latents.
@@ -91,6 +98,8 @@ class ClipTrainParams:
     lora_rank: int = 16
     batch_size: int = 32
     micro_batch: int = 1
+    size: int = 512
+    num_frames: int = 16
     layout: str = "repeat"
     prediction: str = "v_prediction"
     mask_ratio: MaskRatio = field(default_factory=MaskRatio)
@@ -120,6 +129,11 @@ class ClipTrainParams:
         for name in ("noise_offset", "condition_noise", "region_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; give 0 or more.")
+        if self.size < 64 or self.size % 64 or self.num_frames < 2:
+            raise ValueError(
+                f"Clips of {self.num_frames} frames of {self.size} px cannot be trained on; give a --size that is a "
+                "multiple of 64, and 2 frames or more."
+            )
         if self.batch_size < 1 or self.micro_batch < 1 or self.batch_size % self.micro_batch:
             raise ValueError(
                 f"A batch of {self.batch_size} clips cannot be cut into micro-batches of {self.micro_batch}; "
@@ -162,7 +176,13 @@ CLIP_TRAINING = {
     **{
         name: {
             text: ClipTrainParams(
-                replace(_SMALL, steps=steps), text, "all", batch_size=8, micro_batch=micro, word_dropout=0.03
+                replace(_SMALL, steps=steps),
+                text,
+                "all",
+                batch_size=8,
+                micro_batch=micro,
+                size=PRESETS[name].size,
+                word_dropout=0.03,
             )
             for text, steps in ((CAPTIONS, 6_000), (MOTION_CAPTIONS, 3_000))
         }
@@ -175,8 +195,3 @@ def clip_training(preset: str, text: str) -> ClipTrainParams:
     """The defaults of one stage; ValueError with the known names for another."""
     _one_of("stage", text, TEXTS)
     return CLIP_TRAINING[preset][text]
-
-
-def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"There is no {what} {value!r} for training on shards; choose one of {', '.join(known)}.")

@@ -77,6 +77,7 @@ class Stage(Protocol):
         ...
 
 
+@runtime_checkable
 class Stepper(Protocol):
     """Moves a stage's parameters; one for a single device (train_step.py), one for many processes (engine.py)."""
 

@@ -34,17 +34,18 @@ def check_set(name: str) -> None:
         raise ValueError(f"There is no set of weights {name!r}; choose one of {', '.join(SETS)}.")
 
 
-def choose_trainable(model: nn.Module, name: str, lora_rank: int) -> None:
+def choose_trainable(model: nn.Module, name: str, lora_rank: int, trained_before: bool = False) -> None:
     """Let the weights of a set require gradients, and no others; LoRAs are added where the set has them.
 
     Args:
         model: With `motion`, `unet` and `text`.
+        trained_before: Take for granted that the motion model sees the first frame.
 
     Raises:
         ValueError: There is no such set, or it needs a trained motion model and this one has never seen a first frame.
     """
     check_set(name)
-    if name in NEED_TRAINED_MODEL and not model.motion.first_frame_conv.weight.any():  # type: ignore[union-attr,operator]
+    if name in NEED_TRAINED_MODEL and not trained_before and not _sees_first_frame(model):
         raise ValueError(
             f"The set {name} adds to a motion model that has been trained already, and this one does not see the first "
             "frame yet; train the set paper first, or give --motion a model of this pack."
@@ -55,6 +56,10 @@ def choose_trainable(model: nn.Module, name: str, lora_rank: int) -> None:
         add_lora(model.motion, MOTION_LAYERS, lora_rank)  # type: ignore[arg-type]
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(SETS[name].search(key) is not None)
+
+
+def _sees_first_frame(model: nn.Module) -> bool:
+    return bool(model.motion.first_frame_conv.weight.any())  # type: ignore[union-attr,operator]
 
 
 def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

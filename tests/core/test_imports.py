@@ -28,6 +28,7 @@ HOST = {
 }
 HEAVY = ("segment_anything", "torchvision", "cv2", "av", "skimage", "matplotlib")
 HEAVY_FOR_DATASETS = ("ray", "webdataset", "scenedetect", "openai", "jsonschema", "pandas", "pyarrow", "torchcodec")
+HEAVY_FOR_TRAINING = ("accelerate", "tensorboard")
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -97,7 +98,7 @@ def test_nothing_in_the_pack_reads_a_pickle_that_could_run_code():
     ],
 )
 def test_importing_it_imports_no_heavy_library(module):
-    code = f"import sys, {module}; print([name for name in {HEAVY + HEAVY_FOR_DATASETS} if name in sys.modules])"
+    code = f"import sys, {module}; print([name for name in {HEAVY + HEAVY_FOR_DATASETS + HEAVY_FOR_TRAINING} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stdout == "[]\n", answer.stderr or answer.stdout
 
@@ -108,9 +109,9 @@ def test_every_public_name_is_there():
         _ = followclick_core.Animater
 
 
-def dataset_extra() -> set[str]:
+def extra(name: str) -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {name.partition("[")[0] for name in project["optional-dependencies"]["dataset"]}
+    return {package.partition("[")[0] for package in project["optional-dependencies"][name]}
 
 
 def test_the_descriptions_of_the_package_agree():
@@ -125,8 +126,8 @@ def test_the_descriptions_of_the_package_agree():
     # Nothing is pinned for users, so that no host is downgraded, and everything is for tests.
     assert all(re.fullmatch(r"[A-Za-z-]+", line) for line in requirements)
     assert set(requirements) <= pinned.keys()
-    # What builds data sets is heavy, so that nobody gets it who did not ask for it.
-    assert dataset_extra() - {"matplotlib"} <= pinned.keys() - set(requirements)
+    # What builds data sets and what trains on them is heavy, so that nobody gets it who did not ask for it.
+    assert (extra("dataset") | extra("train")) - {"matplotlib"} <= pinned.keys() - set(requirements)
 
 
 def test_every_third_party_import_of_the_core_is_required():
@@ -136,6 +137,7 @@ def test_every_third_party_import_of_the_core_is_required():
     names |= {name: f"{name}-headless" for name in ("scenedetect",)}
     requirements = (ROOT / "requirements.txt").read_text().split()
     for path in FILES:
-        extra = dataset_extra() if path.parent.name == "dataset" or path.name == "shards.py" else set()
+        extras = extra("dataset") if path.parent.name == "dataset" or path.name == "shards.py" else set()
+        extras |= extra("train") if path.name == "engine.py" else set()
         for module in imported_modules(path) - sys.stdlib_module_names - optional:
-            assert names.get(module, module) in {*requirements, *extra}, f"{path.name} imports {module}"
+            assert names.get(module, module) in {*requirements, *extras}, f"{path.name} imports {module}"
