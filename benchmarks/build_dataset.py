@@ -116,7 +116,7 @@ def measure_scaling(videos: list[Path], copies: int, size: int) -> dict[str, flo
         for workers in (1, 2):
             out = Path(folder) / f"out{workers}"
             command = [sys.executable, "-m", "followclick_core", "build-dataset", str(source), "--out", str(out)]
-            command += ["--workers", str(workers), "--size", str(size), "--videos-per-part", "2", "--quiet", *KEEP_ALL]
+            command += ["--workers", str(workers), "--size", str(size), "--videos-per-part", "1", "--quiet", *KEEP_ALL]
             wall = timed(lambda command=command: subprocess.run(command, check=True))
             report = json.loads((out / "report.json").read_text())
             clips = report["clips"]["in shards"]

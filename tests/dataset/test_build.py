@@ -2,6 +2,7 @@
 
 import json
 import resource
+import subprocess
 import tarfile
 from dataclasses import replace
 
@@ -283,3 +284,30 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(add_video, tmp_path, 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ray" else found(name))
     assert main(["build-dataset", str(tmp_path / "videos"), "--out", str(tmp_path / "out")]) == 2
     assert "ray is not installed; pip install 'followclick[dataset]'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 kB, and a function that makes room on it; skips where one cannot be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting needs rights that this process lacks")
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=20m", folder], check=True)
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_that_is_really_full_ends_the_command_by_one_sentence(add_video, small_disk, tmp_path, capsys):
+    folder, make_room = small_disk
+    for name in "abc":
+        add_video(name)
+    command = ["build-dataset", str(tmp_path / "videos"), "--out", str(folder / "out"), "--size", str(SIDE), "--quiet"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "No space left on device" in error
+    assert "Remove the cause and run the same command again." in error
+    assert not list(folder.glob("out/*/.*"))
+    make_room()
+    assert main(command) == 0
+    assert len(samples_of(folder / "out")) == 3
