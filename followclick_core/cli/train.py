@@ -63,7 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="sd15: 512 px, on shards; demo: 256 px, for a GPU; small: the same at 128 px; nano: 128 px, for a CPU",
     )
-    parser.add_argument("--run", metavar="FOLDER", dest="run_dir", help="weights, logs and checkpoints go here")
+    # Two names, for torchrun takes --run for an option of its own.
+    parser.add_argument(
+        "--run", "--run-dir", metavar="FOLDER", dest="run_dir", help="weights, logs and checkpoints go here"
+    )
     parser.add_argument(
         "--stage",
         action="append",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..models.blocks import BasicTransformerBlock, FeedForward, ResBlock
@@ -59,7 +60,9 @@ class AccelerateStep:
         sharded = is_sharded(accelerator)
         if params.precision == "bf16" and accelerator.device.type == "cuda" and not sharded:
             halve_frozen(model)
-        model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # FSDP shards contiguous weights only.
+        layout = torch.contiguous_format if sharded else torch.channels_last
+        model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
         loop = params.loop
 
         def make_optimizer() -> torch.optim.AdamW:
@@ -97,7 +100,13 @@ class AccelerateStep:
     def predict(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The model's prediction, through what wraps it."""
         with self.accelerator.autocast():
-            return self.model(**{key: batch[key] for key in MODEL_INPUTS})
+            prediction = self.model(**{key: batch[key] for key in MODEL_INPUTS})
+        if not torch.is_grad_enabled():
+            # FSDP keeps some weights gathered until a backward, which does not come; they may be exchanged before it.
+            for module in self.model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+        return prediction
 
     def agree(self, decision: bool) -> bool:
         if self.accelerator.num_processes == 1:
@@ -153,8 +162,6 @@ def distribute(
     accelerate leaves FSDP out on a CPU, where it is of no use but for tests; there the same torch call is made here.
     """
     if accelerator.device.type == "cpu" and _fsdp_by_environment():
-        from torch.distributed.fsdp import fully_shard
-
         for module in reversed(list(model.modules())):
             if isinstance(module, SHARDED_TOGETHER):
                 fully_shard(module)

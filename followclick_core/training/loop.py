@@ -213,9 +213,9 @@ def _save(run: RunDir, stage: Stage, trainer: Stepper, ema: EMA, step: int, elap
 def _resume(run: RunDir, stage: Stage, trainer: Stepper, ema: EMA, device: torch.device) -> tuple[int, float]:
     """Steps and seconds done so far."""
     state = run.load_checkpoint(stage.name, device)
-    if state is None:
-        return 0, 0.0
-    trainer.load_state(state, ema)
+    step, elapsed = (0, 0.0) if state is None else (state["step"], state["elapsed"])
+    if state is not None:
+        trainer.load_state(state, ema)
     if trainer.is_main:
-        run.forget_after(stage.name, state["step"])
-    return state["step"], state["elapsed"]
+        run.forget_after(stage.name, step)
+    return step, elapsed
