@@ -14,6 +14,7 @@ from followclick_core import presets
 from followclick_core.dataset.pack import npy_bytes
 from followclick_core.dataset.tars import open_tar_writer
 from followclick_core.flow.motion_mask import RULES
+from followclick_core.models.motion_module import frame_positions
 from followclick_core.models.text_encoder import TextEncoderParams
 from followclick_core.models.unet import UNetParams
 from followclick_core.training.clip_params import CLIP_TRAINING, TEXTS, ClipTrainParams
@@ -147,3 +148,38 @@ def tiny_weights(tmp_path_factory):
     save_text_encoder(folder / "text_encoder.safetensors", TextEncoder(TINY.text), torch.arange(49408), notes)
     save_autoencoder(folder / "autoencoder.safetensors", load_autoencoder(weights_path("autoencoder")), notes)
     return folder
+
+
+@pytest.fixture(scope="session")
+def animatediff_file():
+    """The function below."""
+    return _animatediff_file
+
+
+def _animatediff_file(encodings: int | None, middle: bool, width: int = 32) -> dict[str, torch.Tensor]:
+    """A file with AnimateDiff's keys and shapes, `width` channels at full resolution instead of 320."""
+    generator = torch.Generator().manual_seed(0)
+    levels = [width, 2 * width, 4 * width, 4 * width]
+    modules = [(f"down_blocks.{b}.motion_modules.{m}", levels[b]) for b in range(4) for m in range(2)]
+    modules += [("mid_block.motion_modules.0", levels[3])] if middle else []
+    modules += [(f"up_blocks.{b}.motion_modules.{m}", levels[3 - b]) for b in range(4) for m in range(3)]
+    tensors = {}
+    for module, c in modules:
+        prefix = f"{module}.temporal_transformer."
+        block = f"{prefix}transformer_blocks.0."
+        shapes = {f"{prefix}norm.weight": [c], f"{prefix}norm.bias": [c]}
+        for part in ("proj_in", "proj_out"):
+            shapes |= {f"{prefix}{part}.weight": [c, c], f"{prefix}{part}.bias": [c]}
+        for i in range(2):
+            attention = f"{block}attention_blocks.{i}."
+            shapes |= {f"{attention}to_{name}.weight": [c, c] for name in "qkv"}
+            shapes |= {f"{attention}to_out.0.weight": [c, c], f"{attention}to_out.0.bias": [c]}
+            shapes |= {f"{block}norms.{i}.weight": [c], f"{block}norms.{i}.bias": [c]}
+            if encodings:
+                key = f"{attention}pos_encoder.pe"
+                tensors[key] = frame_positions(encodings, c, torch.device("cpu"), torch.float32)[None]
+        shapes |= {f"{block}ff.net.0.proj.weight": [8 * c, c], f"{block}ff.net.0.proj.bias": [8 * c]}
+        shapes |= {f"{block}ff.net.2.weight": [c, 4 * c], f"{block}ff.net.2.bias": [c]}
+        shapes |= {f"{block}ff_norm.weight": [c], f"{block}ff_norm.bias": [c]}
+        tensors |= {key: 0.05 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    return tensors

@@ -10,7 +10,6 @@ from followclick_core.checkpoint import CheckpointError
 from followclick_core.diffusion.schedule import ScheduleParams
 from followclick_core.models.animatediff import load_motion_start
 from followclick_core.models.motion_model import MotionModel, MotionParams, load_motion_model, save_motion_model
-from followclick_core.models.motion_module import frame_positions
 
 LISTS = Path(__file__).parents[3] / "shared" / "data" / "checkpoint_keys"  # every key and shape of the published files
 PARAMS = MotionParams(model_channels=32, num_heads=4, context_dim=16, layout="release")
@@ -18,37 +17,10 @@ PARAMS = MotionParams(model_channels=32, num_heads=4, context_dim=16, layout="re
 FORMS = [("v1", 24, False, 560), ("v2", 32, True, 588), ("v3", 32, False, 560), ("lcm", None, True, 546)]
 
 
-def animatediff_file(encodings: int | None, middle: bool, width: int = 32) -> dict[str, torch.Tensor]:
-    """A file with AnimateDiff's keys and shapes, `width` channels at full resolution instead of 320."""
-    generator = torch.Generator().manual_seed(0)
-    levels = [width, 2 * width, 4 * width, 4 * width]
-    modules = [(f"down_blocks.{b}.motion_modules.{m}", levels[b]) for b in range(4) for m in range(2)]
-    modules += [("mid_block.motion_modules.0", levels[3])] if middle else []
-    modules += [(f"up_blocks.{b}.motion_modules.{m}", levels[3 - b]) for b in range(4) for m in range(3)]
-    tensors = {}
-    for module, c in modules:
-        prefix = f"{module}.temporal_transformer."
-        block = f"{prefix}transformer_blocks.0."
-        shapes = {f"{prefix}norm.weight": [c], f"{prefix}norm.bias": [c]}
-        for part in ("proj_in", "proj_out"):
-            shapes |= {f"{prefix}{part}.weight": [c, c], f"{prefix}{part}.bias": [c]}
-        for i in range(2):
-            attention = f"{block}attention_blocks.{i}."
-            shapes |= {f"{attention}to_{name}.weight": [c, c] for name in "qkv"}
-            shapes |= {f"{attention}to_out.0.weight": [c, c], f"{attention}to_out.0.bias": [c]}
-            shapes |= {f"{block}norms.{i}.weight": [c], f"{block}norms.{i}.bias": [c]}
-            if encodings:
-                key = f"{attention}pos_encoder.pe"
-                tensors[key] = frame_positions(encodings, c, torch.device("cpu"), torch.float32)[None]
-        shapes |= {f"{block}ff.net.0.proj.weight": [8 * c, c], f"{block}ff.net.0.proj.bias": [8 * c]}
-        shapes |= {f"{block}ff.net.2.weight": [c, 4 * c], f"{block}ff.net.2.bias": [c]}
-        shapes |= {f"{block}ff_norm.weight": [c], f"{block}ff_norm.bias": [c]}
-        tensors |= {key: 0.05 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
-    return tensors
-
-
 @pytest.mark.parametrize(("form", "encodings", "middle", "count"), FORMS)
-def test_every_published_form_loads_whole_and_keeps_its_weights(form, encodings, middle, count, tmp_path):
+def test_every_published_form_loads_whole_and_keeps_its_weights(
+    animatediff_file, form, encodings, middle, count, tmp_path
+):
     tensors = animatediff_file(encodings, middle)
     assert len(tensors) == count
     torch.save({"state_dict": {f"module.{key}": value for key, value in tensors.items()}}, tmp_path / "mm.ckpt")
@@ -77,7 +49,7 @@ def test_every_published_form_loads_whole_and_keeps_its_weights(form, encodings,
         ("animatelcm_t2v", None, True),
     ],
 )
-def test_the_forms_above_are_those_of_the_published_files(file, encodings, middle):
+def test_the_forms_above_are_those_of_the_published_files(animatediff_file, file, encodings, middle):
     published = json.loads((LISTS / f"{file}.json").read_text())
     ours = animatediff_file(encodings, middle)
     # The same names, and shapes that differ by the tenth of the width alone.
@@ -96,7 +68,7 @@ def test_a_file_of_this_pack_is_a_start_too_and_keeps_what_it_says_of_itself(tmp
     assert load_motion_start(tmp_path / "motion.safetensors", PARAMS).params == model.params
 
 
-def test_what_is_no_start_is_refused_by_what_it_is(tmp_path):
+def test_what_is_no_start_is_refused_by_what_it_is(animatediff_file, tmp_path):
     tensors = animatediff_file(32, True)
     path = tmp_path / "mm.ckpt"
 
