@@ -53,6 +53,10 @@ class MotionParams:
     mask_rule: str = "followed"
 
     def __post_init__(self):
+        _require(
+            self.device == "cpu" or self.device.startswith("cuda"),
+            f"Workers measure on cpu or cuda, not on {self.device!r}.",
+        )
         _require(self.floor >= 0, f"The floor is 0 px or more, not {self.floor:g}.")
         _require(
             self.mask_rule in RULES, f"There is no mask rule {self.mask_rule!r}; choose one of {', '.join(RULES)}."

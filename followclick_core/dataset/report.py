@@ -1,11 +1,12 @@
 """What a build did and did not do: report.json, report.md, histograms.png, and every problem in problems.jsonl."""
 
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -44,41 +45,53 @@ def write_report(
     store: Store, params: BuildParams, listing: list[Problem], failures: list[Problem], captions: dict[str, Any]
 ) -> Report:
     """Collect what every step noted, and write it down. A full disk is noted as well, as far as there is room."""
-    problems, figures = _Problems(), _Figures()
-    for problem in (*listing, *failures):
-        problems.add(problem)
-    counts = _count(store, params, problems, figures)
-    content = {
-        **counts,
-        "captions": captions,
-        "problems": problems.to_dict(),
-        "histograms": figures.histograms(),
-        "thresholds": asdict(params.thresholds),
-        "seconds": _seconds(store),
-        "peak_memory_of_a_worker": _peak_memory(store),
-    }
+    content: dict[str, Any] = {}
+    try:
+        with atomic_path(store.folder / "problems.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
+            content = _collect(store, params, [*listing, *failures], _Problems(file))
+            file.flush()
+    except ValueError as error:
+        failures = [*failures, Problem("problems.jsonl", "not written", str(error))]
+        content = _collect(store, params, [*listing, *failures], _Problems())
+    content["captions"] = captions
     try:
         write_json(store.folder / "report.json", content)
         with atomic_path(store.folder / "report.md") as temporary:
             temporary.write_text(to_markdown(content), encoding="utf-8")
-        with atomic_path(store.folder / "problems.jsonl") as temporary:
-            temporary.write_text("".join(problems.lines), encoding="utf-8")
         plot_histograms(content["histograms"], params.thresholds, store.folder / "histograms.png")
     except ValueError as error:
         failures = [*failures, Problem("report", "not written", str(error))]
     return Report(content, failures)
 
 
+def _collect(store: Store, params: BuildParams, noted: list[Problem], problems: "_Problems") -> dict[str, Any]:
+    figures = _Figures()
+    for problem in noted:
+        problems.add(problem)
+    counts = _count(store, params, problems, figures)
+    return {
+        **counts,
+        "problems": problems.to_dict(),
+        "histograms": figures.histograms(),
+        "thresholds": asdict(params.thresholds),
+        "seconds": _seconds(store),
+        "peak_memory_of_a_worker": _peak_memory(store),
+    }
+
+
 class _Problems:
-    def __init__(self) -> None:
+    """Counts, and the first few of each kind; all of them go to a file, since there may be millions."""
+
+    def __init__(self, file: TextIO | None = None) -> None:
         self.groups: dict[str, list[dict[str, str]]] = {}
         self.counts: Counter[str] = Counter()
-        self.lines: list[str] = []
+        self._file = file
 
     def add(self, problem: Problem) -> None:
         named = {"name": shown(problem.name), "detail": shown(problem.detail)}
         self.counts[problem.reason] += 1
-        self.lines.append(json.dumps({"reason": problem.reason, **named}, ensure_ascii=False) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps({"reason": problem.reason, **named}, ensure_ascii=False) + "\n")
         group = self.groups.setdefault(problem.reason, [])
         if len(group) < NAMED:
             group.append(named)
@@ -91,7 +104,7 @@ class _Figures:
     """The figures that thresholds act on, of all measured clips."""
 
     def __init__(self) -> None:
-        self.values: dict[str, list[float]] = {name: [] for name in FIGURES}
+        self.values = {name: array("f") for name in FIGURES}
 
     def add(self, record: dict[str, Any]) -> None:
         for name, value in figures_of(record).items():
@@ -103,11 +116,12 @@ class _Figures:
 
 def _histogram(name: str, values: np.ndarray) -> dict[str, Any]:
     low, high = float(values.min()), float(values.max())
+    # Wide enough for all edges to differ, also where all values are the same.
     if name in LOGARITHMIC:
-        edges = np.geomspace(max(low, 0.01), max(high, 0.1), BINS + 1)
+        edges = np.geomspace(max(low, 0.01), max(high, 1.1 * low, 0.1), BINS + 1)
         edges[0] = min(edges[0], low)
     else:
-        edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
+        edges = np.linspace(low, max(high, low + 0.01), BINS + 1)
     counts, _ = np.histogram(values, edges)
     return {
         "label": FIGURES[name][0],

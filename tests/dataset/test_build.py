@@ -1,6 +1,8 @@
 """Builds as a whole, in this process: what is kept, what is named, what is done again and what is not. Ray is apart."""
 
+import io
 import json
+import os
 import resource
 import subprocess
 import tarfile
@@ -242,8 +244,6 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on_once_there_is_room(ad
 
 
 def test_latents_and_text_embeddings_are_stored_when_asked_for(add_video, tmp_path):
-    import io
-
     add_video("a", "A square slides down")
     params = BuildParams(clips=ClipParams(size=64, num_frames=4), latents="demo")
     build(tmp_path / "videos", tmp_path / "out", params)
@@ -269,6 +269,7 @@ def test_the_command_says_what_it_did_and_answers_bad_input_by_one_sentence(add_
         (["--raft", "gone.pth"], "gone.pth"),
         (["--latents", "gone"], "There is no autoencoder.safetensors in gone"),
         (["--workers", "0"], "Workers are 1 or more"),
+        (["--device", "toaster"], "on cpu or cuda, not on 'toaster'"),
         (["--frames", "x"], "'x' is no whole number"),
     ):
         assert main([*arguments, *extra]) == 2, extra
@@ -284,6 +285,57 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(add_video, tmp_path, 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ray" else found(name))
     assert main(["build-dataset", str(tmp_path / "videos"), "--out", str(tmp_path / "out")]) == 2
     assert "ray is not installed; pip install 'followclick[dataset]'" in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf8_are_no_obstacle(sliding_video, tmp_path):
+    folder = os.fsencode(tmp_path / "videos")
+    os.mkdir(folder)
+    for suffix, content in ((b".mp4", sliding_video.read_bytes()), (b".txt", b"A square slides down")):
+        with open(folder + b"/caf\xe9" + suffix, "wb") as file:
+            file.write(content)
+    (tmp_path / "videos" / "b\udcff.mp4").write_bytes(b"broken")
+    (tmp_path / "videos" / "b\udcff.txt").write_text("A dog runs")
+    report = build(tmp_path / "videos", tmp_path / "out", PARAMS)
+    assert report.kept == 1 and report.content["problems"]["unreadable"]["first"][0]["name"] == "b\\xff.mp4"
+    [sample] = samples_of(tmp_path / "out").values()
+    assert json.loads(sample["json"])["video"] == "caf\\xe9.mp4"
+
+
+def test_a_video_that_is_listed_twice_is_taken_once(add_video, tmp_path):
+    row = json.dumps({"path": str(add_video("a")), "caption": "a dog runs"})
+    (tmp_path / "list.jsonl").write_text(f"{row}\n{row}\n")
+    report = build(tmp_path / "list.jsonl", tmp_path / "out", PARAMS)
+    assert report.kept == 1 and report.problems == {"listed twice": 1}
+
+
+def test_an_empty_source_gives_a_report_and_no_shards(tmp_path):
+    (tmp_path / "videos").mkdir()
+    report = build(tmp_path / "videos", tmp_path / "out", PARAMS)
+    assert report.kept == 0 and not report.failures and (tmp_path / "out" / "report.md").exists()
+
+
+def test_flow_by_raft_is_measured_from_a_weights_file_and_says_which(add_video, tmp_path):
+    import torch
+    from torchvision.models.optical_flow import raft_small
+
+    add_video("a")
+    torch.manual_seed(0)
+    torch.save(raft_small(weights=None, progress=False).state_dict(), tmp_path / "raft.pth")
+    params = BuildParams(
+        clips=ClipParams(size=128, num_frames=3, clips_per_video=1),
+        motion=MotionParams(raft=str(tmp_path / "raft.pth")),
+        # Random weights give random flow; the sample is to be seen all the same.
+        thresholds=Thresholds(0, 1, 1e9, 1e9, 0, 0, 1e9, 0),
+    )
+    build(tmp_path / "videos", tmp_path / "out", params)
+    [sample] = samples_of(tmp_path / "out").values()
+    assert json.loads(sample["json"])["measured_by"]["estimator"].startswith("raft ")
+    assert np.load(io.BytesIO(sample["flow.npy"])).shape == (2, 16, 16, 2)
+    before = times_of(tmp_path / "out", "clips")
+    build(tmp_path / "videos", tmp_path / "out", replace(params, motion=MotionParams()))
+    [sample] = samples_of(tmp_path / "out").values()
+    assert json.loads(sample["json"])["measured_by"]["estimator"] == "dis"
+    assert times_of(tmp_path / "out", "clips") == before
 
 
 @pytest.fixture

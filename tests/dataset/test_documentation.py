@@ -1,4 +1,4 @@
-"""docs/DATASET.md says what the program does: its commands parse, its defaults are the defaults, its lists are whole."""
+"""docs/DATASET.md says what the program does: commands parse, defaults are the defaults, lists are whole."""
 
 import ast
 import re
