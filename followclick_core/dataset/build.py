@@ -1,5 +1,6 @@
 """Build a data set: from a source of videos to shards and a report. The same call goes on where one was interrupted."""
 
+import contextlib
 import json
 import secrets
 import sqlite3
@@ -46,6 +47,7 @@ def build(
     entries = read_source(source, video_folder)
     estimator, weights = _estimator_name(params.motion), weights_digest(params.latents)
     _prepare_folder(store, params)
+    store.sweep()
     problems, entries = [], _progressing(entries, progress)
     head = [entry for _, entry in zip(range(COUNT_AHEAD), entries, strict=False)]
     count = sum(isinstance(entry, Video) for entry in head)
@@ -56,22 +58,15 @@ def build(
     clips = ClipStep(root, params.clips, secrets.token_hex(4))
     motion = MotionStep(root, params.motion, estimator)
     pack = PackStep(root, params.motion.mask_rule, params.latents, weights, params.motion.device)
-    with WorkerPool(params.run) as pool:
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(store.sweep)  # once the workers, killed by an interruption, are gone
+        pool = cleanup.enter_context(WorkerPool(params.run))
         # On processors one worker does both; for GPUs decoding would hold them up.
         groups = [[clips], [motion]] if params.motion.device.startswith("cuda") else [[clips, motion]]
         for steps in groups:
             failures += _run(pool, steps, store, params, progress)
-        labeller = Labeller(store, params.motion, params.thresholds, params.captions)
-        try:
-            if retry_quarantined:
-                labeller.cache.release()
-            labeller.label(progress)
-            captions = labeller.summary()
-        except (ValueError, sqlite3.Error) as error:
-            failures.append(Problem("labels", "not written", str(error)))
-            captions = {}
-        finally:
-            labeller.close()
+        captions, unlabelled = _label(store, params, retry_quarantined, progress)
+        failures += unlabelled
         failures += _run(pool, [pack], store, params, progress)
     return write_report(store, params, problems, failures, captions)
 
@@ -89,6 +84,20 @@ def _run(pool: WorkerPool, steps: list[Step], store: Store, params: BuildParams,
         if error:
             failures.append(Problem(f"{stage}, part {part:06d}", "not written", error))
     return failures
+
+
+def _label(
+    store: Store, params: BuildParams, retry_quarantined: bool, progress: Progress
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Label all parts; what was asked of the endpoint, and what could not be written."""
+    try:
+        with contextlib.closing(Labeller(store, params.motion, params.thresholds, params.captions)) as labeller:
+            if retry_quarantined:
+                labeller.cache.release()
+            labeller.label(progress)
+            return labeller.summary(), []
+    except (ValueError, sqlite3.Error) as error:
+        return {}, [Problem("labels", "not written", str(error))]
 
 
 def _prepare_folder(store: Store, params: BuildParams) -> None:

@@ -86,12 +86,12 @@ class _Encoder:
     """Latents of the frames and embeddings of both texts, float16."""
 
     def __init__(self, weights: str, device: str):
-        from ..models.autoencoder import load_autoencoder
         from ..models.bundle import weights_path
+        from ..models.sd_autoencoder import load_any_autoencoder
         from ..models.text_encoder import load_text_encoder
 
         self._device = device
-        self._autoencoder = load_autoencoder(weights_path("autoencoder", _folder(weights))).to(device)
+        self._autoencoder = load_any_autoencoder(weights_path("autoencoder", _folder(weights))).to(device)
         self._text = load_text_encoder(weights_path("text_encoder", _folder(weights))).to(device)
 
     def encode(self, sample: Mapping[str, bytes], record: Mapping[str, Any]) -> dict[str, bytes]:

@@ -32,6 +32,12 @@ class Store:
         for step in STEPS:
             (self.folder / step).mkdir(parents=True, exist_ok=True)
 
+    def sweep(self) -> None:
+        """Remove what writers that were killed have left half written; nobody may be writing."""
+        for step in STEPS:
+            for path in (self.folder / step).glob(".part-*"):
+                path.unlink(missing_ok=True)
+
     def tar(self, step: str, part: int) -> Path:
         return self.folder / step / f"part-{part:06d}.tar"
 

@@ -8,12 +8,16 @@ import contextlib
 import importlib.util
 import logging
 import os
+import signal
+import socket
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .params import RunParams
 from .steps import Step, StepWorker
 
+CONNECT_SECONDS = 10
 OBJECT_STORE_BYTES = 100 << 20  # Ray's least is 75 MiB
 
 
@@ -67,11 +71,13 @@ def _start_ray(params: RunParams) -> None:
     # Read when Ray is imported. A worker that was killed is no error here: Ray starts another.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if params.address:
+        _require_listener(params.address)
     where: dict[str, Any] = {"address": params.address or "local"}
     if not params.address:
         where |= {"num_cpus": params.workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        with _no_native_messages():
+        with _no_native_messages(), _own_signals():
             import ray
             from ray.data import DataContext
 
@@ -83,6 +89,30 @@ def _start_ray(params: RunParams) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _require_listener(address: str) -> None:
+    """Raise ValueError if nobody listens at HOST:PORT; Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"{address!r} is no address of a Ray cluster; give HOST:PORT, such as 10.0.0.1:6379.")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"Ray cannot be reached at {address} ({error}); start it there, or name another.") from error
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray puts a handler of its own on SIGTERM, which ends the process before its files are in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

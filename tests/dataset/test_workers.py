@@ -11,7 +11,7 @@ import pytest
 
 from followclick_core.__main__ import main
 from followclick_core.data.shards import ShardClips, ShardParams
-from followclick_core.dataset.workers import WorkerPool
+from followclick_core.dataset.workers import WorkerPool, _own_signals
 
 from .conftest import run_here
 
@@ -109,3 +109,19 @@ def assert_learnable(out: Path) -> None:
     assert set(batch.motion_prompts) == {"talk", "ride", "stretch"}
     assert batch.frames.shape == (8, 3, 16, 64, 64)
     assert (batch.magnitude > 1).all() and (batch.mask.amax((1, 2, 3)) == 1).all()
+
+
+def test_starting_ray_leaves_the_command_s_own_answer_to_sigterm_in_place():
+    before = signal.getsignal(signal.SIGTERM)
+    with _own_signals():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as ray.init does, with a handler of its own
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("address", "message"), [("127.0.0.1:1", "cannot be reached at 127.0.0.1:1 (["), ("head", "'head' is no address")]
+)
+def test_a_cluster_that_is_not_there_is_answered_by_one_sentence(videos, tmp_path, capsys, address, message):
+    assert main(["build-dataset", str(videos), "--out", str(tmp_path / "out"), *FLAGS, "--address", address]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
