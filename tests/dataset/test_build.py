@@ -109,6 +109,15 @@ def test_a_second_run_does_nothing_and_new_videos_are_added(add_video, tmp_path)
         assert times.items() <= after[step].items() and len(after[step]) == len(times) + 1
 
 
+def test_what_killed_workers_left_half_written_is_removed(add_video, tmp_path):
+    add_video("a")
+    left = tmp_path / "out" / "clips" / ".part-000000-0badcafe.tar"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    build(tmp_path / "videos", tmp_path / "out", PARAMS)
+    assert not left.exists()
+
+
 def test_other_thresholds_need_neither_decoding_nor_flow(add_video, tmp_path):
     add_video("a")
     assert build(tmp_path / "videos", tmp_path / "out", PARAMS).kept == 1
