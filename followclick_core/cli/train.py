@@ -1,6 +1,8 @@
 """The command train: on generated scenes (--art) or on shards (--data). Nothing heavy is imported with it."""
 
 import argparse
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,7 +182,6 @@ def _on_scenes(arguments: argparse.Namespace) -> bool:
 
 def _on_shards(arguments: argparse.Namespace) -> bool:
     from ..training.clip_run import Start, train_on_shards
-    from ..training.loop import Limits
 
     for name, option in FOR_SCENES.items():
         if getattr(arguments, name):
@@ -191,7 +192,7 @@ def _on_shards(arguments: argparse.Namespace) -> bool:
         Path(arguments.run_dir),
         chosen_stages(arguments),
         Start(arguments.base, arguments.motion),
-        Limits() if arguments.max_seconds is None else Limits(arguments.max_seconds),
+        math.inf if arguments.max_seconds is None else arguments.max_seconds,
         device=chosen_device(arguments.device),
         workers=arguments.workers,
     )
@@ -228,8 +229,6 @@ def _given(arguments: argparse.Namespace, fields: dict[str, str]) -> dict[str, A
 
 def _is_first() -> bool:
     """Whether this process is the one of several that speaks."""
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -1,8 +1,10 @@
 """`train --data`: the paper's two stages on shards, from a base model and motion weights to files that load again."""
 
 import json
+import math
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -81,7 +83,7 @@ def train_on_shards(
     run_dir: str | Path,
     stages: Sequence[ClipTrainParams],
     start: Start,
-    limits: Limits | None = None,
+    max_seconds: float = math.inf,
     device: str | None = None,
     workers: int = 4,
 ) -> bool:
@@ -90,12 +92,14 @@ def train_on_shards(
     Args:
         data: What build-dataset filled.
         stages: In order; each begins with what the one before it made.
+        max_seconds: Stop all of it after this long.
 
     Returns:
         Whether all stages are finished. `run_dir/weights` then holds a whole model, and motion.safetensors is what the
         node Load Motion Model takes.
     """
     preset, run = get_preset(preset_name), RunDir(run_dir)
+    deadline = time.monotonic() + max_seconds
     for params in stages:
         check_set(params.trainable)
         check_start(preset, start, params)
@@ -117,7 +121,8 @@ def train_on_shards(
         engine = AccelerateStep(model, params, accelerator)
         stage = ClipStage(model, clips, maker, params, accelerator.process_index, accelerator.num_processes)
         watch = Watcher(stage, engine, maker, autoencoder, run)
-        done = run_stage(stage, params.loop, run, accelerator.device, limits or Limits(), engine, watch)
+        limits = Limits(max(0.0, deadline - time.monotonic()))
+        done = run_stage(stage, params.loop, run, accelerator.device, limits, engine, watch)
         finish(engine, model, params, run, preset)
         accelerator.wait_for_everyone()
         if not done:

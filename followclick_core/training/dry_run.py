@@ -7,7 +7,7 @@ memory and their arithmetic counted. The report says which of the two its number
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -76,9 +76,9 @@ class DryRun:
             f"{self.preset}, set {self.trainable}: {self.trained:,} of {self.total:,} parameters are trained",
             f"micro-batch of {params.micro_batch}: {params.num_frames} frames of {params.size}x{params.size}, "
             f"precision {params.precision}, gradient checkpointing {'on' if params.gradient_checkpointing else 'off'}",
-            f"on {self.device}; memory and time are {how}",
+            f"on {self.device}; peak memory and time are {how}",
             "",
-            *(f"{size / GIB:8.2f} GiB  {name}" for name, size in self.memory.items()),
+            *(f"{size / GIB:8.2f} GiB  {name} (computed)" for name, size in self.memory.items()),
             f"{self.peak / GIB:8.2f} GiB  at most ({how})",
             "",
             f"{self.flops / TERA:8.2f} TFLOP per micro-batch",
@@ -132,8 +132,6 @@ def _compute(preset: Preset, params: ClipTrainParams, device: torch.device) -> D
 
 
 def _measure(preset: Preset, params: ClipTrainParams, device: torch.device) -> DryRun:
-    from dataclasses import replace
-
     computed = _compute(preset, params, device)
     accelerator = make_accelerator(params.precision, None)
     with torch.device(device):

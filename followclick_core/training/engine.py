@@ -52,6 +52,8 @@ class AccelerateStep:
     def __init__(self, model: ClipModel, params: ClipTrainParams, accelerator: "Accelerator"):
         self.accelerator = accelerator
         self.is_main: bool = accelerator.is_main_process
+        # A state read onto the GPU would lie there twice.
+        self.state_device = torch.device("cpu")
         self._params, self._module = params, model
         self._accumulation = params.accumulation(accelerator.num_processes)
         if params.gradient_checkpointing:
@@ -71,6 +73,8 @@ class AccelerateStep:
                 lr=loop.learning_rate,
                 betas=(0.9, loop.beta_2),
                 weight_decay=loop.weight_decay,
+                # One kernel, and no copies of all weights beside them.
+                fused=accelerator.device.type == "cuda",
             )
 
         self.model, self.optimizer = distribute(model, make_optimizer, accelerator)

@@ -83,6 +83,8 @@ class Stepper(Protocol):
 
     # Writes files and shows progress; of several processes the first.
     is_main: bool
+    # Where a state is read to, before `load_state`.
+    state_device: torch.device
 
     def set_learning_rate(self, rate: float) -> None: ...
 
@@ -135,7 +137,7 @@ def run_stage(
     stage.module.train()
     trainer = trainer or TrainStep(stage, params.learning_rate, params.weight_decay, params.clip_norm, device)
     ema = EMA(stage.module, params.ema_decay)
-    step, elapsed_before = _resume(run, stage, trainer, ema, device)
+    step, elapsed_before = _resume(run, stage, trainer, ema)
     elapsed, started = elapsed_before, time.monotonic()
     saved = started
     if step < params.steps and elapsed < limits.time_budget:
@@ -210,9 +212,9 @@ def _save(run: RunDir, stage: Stage, trainer: Stepper, ema: EMA, step: int, elap
         run.save_checkpoint(stage.name, state)
 
 
-def _resume(run: RunDir, stage: Stage, trainer: Stepper, ema: EMA, device: torch.device) -> tuple[int, float]:
+def _resume(run: RunDir, stage: Stage, trainer: Stepper, ema: EMA) -> tuple[int, float]:
     """Steps and seconds done so far."""
-    state = run.load_checkpoint(stage.name, device)
+    state = run.load_checkpoint(stage.name, trainer.state_device)
     step, elapsed = (0, 0.0) if state is None else (state["step"], state["elapsed"])
     if state is not None:
         trainer.load_state(state, ema)

@@ -25,6 +25,7 @@ class TrainStep:
         self, stage: "Stage", learning_rate: float, weight_decay: float, clip_norm: float, device: torch.device
     ):
         self._stage, self._clip_norm, self._device = stage, clip_norm, device
+        self.state_device = device
         self._cuda = device.type == "cuda"
         self._replays = self._cuda and stage.replayable
         self.optimizer = torch.optim.AdamW(

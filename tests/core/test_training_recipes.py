@@ -134,7 +134,8 @@ def test_a_dry_run_counts_what_is_trained_and_says_that_it_has_computed():
     assert report.trained < report.total and not report.measured
     text = report.to_text()
     assert (
-        "memory and time are computed" in text and "(measured)" in text.split("at most (computed)")[1].splitlines()[3]
+        "peak memory and time are computed" in text
+        and "(measured)" in text.split("at most (computed)")[1].splitlines()[3]
     )
     assert report.memory["AdamW's two moments"] == 8 * report.trained
     assert report.peak == sum(report.memory.values()) and report.utilisation == pytest.approx(1)

@@ -21,7 +21,7 @@ from followclick_core.training import clip_data
 from followclick_core.training.clip_data import ClipData, SampleMaker
 from followclick_core.training.clip_params import ClipTrainParams, MaskRatio, clip_training
 from followclick_core.training.clip_run import Start, train_on_shards
-from followclick_core.training.loop import Limits, LoopParams
+from followclick_core.training.loop import LoopParams
 from followclick_core.training.run_dir import RunDir
 from followclick_core.training.trainable import SETS
 
@@ -339,7 +339,7 @@ def test_the_loss_falls(shards, tiny_stage, tmp_path):
 
 
 def test_other_settings_in_the_same_folder_are_refused(shards, tiny_stage, tmp_path):
-    assert not train_on_shards("tiny", shards, tmp_path, [tiny_stage()], Start(), Limits(max_seconds=0), "cpu")
+    assert not train_on_shards("tiny", shards, tmp_path, [tiny_stage()], Start(), 0.0, "cpu")
     with pytest.raises(ValueError, match=r"was begun with batch_size=4, learning_rate=0.001; give the same settings"):
         train_on_shards("tiny", shards, tmp_path, [tiny_stage(batch_size=2, learning_rate=0.1)], Start(), device="cpu")
     # More steps are the same training, longer.
