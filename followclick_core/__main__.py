@@ -1,4 +1,5 @@
-"""The command line: python -m followclick_core animate | segment | measure | train | build-art | evaluate.
+"""The command line: python -m followclick_core animate | segment | measure | train | evaluate |
+build-dataset | build-art.
 
 Exit codes: 0 done; 2 bad input, with one sentence on stderr that says what is wrong, what came and what to do; 1 an
 error of the program's own, with a traceback; 130 interrupted (Ctrl-C), 143 terminated. However it ends, a file that was

@@ -4,6 +4,7 @@ Each writer fills a temporary name in the same folder, which is then renamed ove
 is atomic, so neither an error, Ctrl-C nor a full disk leaves half a file behind.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -64,6 +65,15 @@ def write_json(path: str | Path, content: Any) -> None:
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _require_folder(path: Path) -> None:

@@ -66,7 +66,7 @@ def generate_latents(
             params.num_frames, context, magnitude.repeat(copies), condition.repeat(copies, 1, 1, 1, 1)
         )
         with attachment.conditioned(conditioning):
-            predict_v = _guided_model(bundle, context, params, copies)
+            predict_v = _guided_model(bundle, schedule, context, params, copies)
             return sample_ddim(predict_v, schedule, x_t, trailing_timesteps(params.steps), callback)
     finally:
         attachment.detach()
@@ -89,13 +89,16 @@ def initial_noise(shape: tuple[int, ...], seeds: Sequence[int]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
 
 
-def _guided_model(bundle: ModelBundle, context: Tensor, params: SamplingParams, copies: int) -> Denoiser:
+def _guided_model(
+    bundle: ModelBundle, schedule: NoiseSchedule, context: Tensor, params: SamplingParams, copies: int
+) -> Denoiser:
     frame_context = context.repeat_interleave(params.num_frames, dim=0)
 
     def predict_v(x_t: Video, t: Tensor) -> Video:
         timesteps = t.repeat(copies).repeat_interleave(params.num_frames)
-        v = bundle.unet(fold_frames(x_t.repeat(copies, 1, 1, 1, 1)), timesteps, frame_context)
-        v = unfold_frames(v, copies * len(x_t))
+        noisy = x_t.repeat(copies, 1, 1, 1, 1)
+        prediction = unfold_frames(bundle.unet(fold_frames(noisy), timesteps, frame_context), len(noisy))
+        v = schedule.as_velocity(prediction, noisy, t.repeat(copies))
         if copies == 1:
             return v
         v_cond, v_uncond = v.chunk(2)

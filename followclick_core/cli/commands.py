@@ -32,7 +32,7 @@ def animate(arguments: argparse.Namespace) -> None:
     image, clicks = load_image(arguments.photo), _clicks(arguments)
     clicks_from_pixels(clicks, _size(image))
     check_request(arguments.motion, arguments.magnitude, arguments.frames, arguments.steps, arguments.cfg)
-    device = _device(arguments.device)
+    device = chosen_device(arguments.device)
     with StageBars(arguments.quiet) as progress:
         progress("load", 0, 1)
         animator = Animator.load(arguments.model, device)
@@ -69,7 +69,7 @@ def segment(arguments: argparse.Namespace) -> None:
     candidate = _candidate(arguments.candidate)
     image = load_image(arguments.photo)
     clicks = clicks_from_pixels(_clicks(arguments), _size(image))
-    device = _device(arguments.device)
+    device = chosen_device(arguments.device)
     with StageBars(arguments.quiet) as progress:
         progress("load", 0, 1)
         segmenter = load_segmenter(arguments.segmenter, device)
@@ -113,28 +113,6 @@ def measure(arguments: argparse.Namespace) -> None:
         print(f"\n{report.energy_share:.0%} of the motion's energy lies in the region that the object sweeps.")
 
 
-def train(arguments: argparse.Namespace) -> None:
-    from ..training.run import STAGES
-    from ..training.run import train as train_preset
-
-    stages = arguments.stage or ["all"]
-    finished = train_preset(
-        arguments.preset,
-        Path(arguments.art),
-        Path(arguments.run_dir),
-        STAGES if "all" in stages else stages,
-        steps=arguments.steps,
-        max_seconds=arguments.max_seconds,
-        time_budget=arguments.time_budget,
-        device=_device(arguments.device),
-        compile_blocks=arguments.compile,
-        start_from=arguments.start_from,
-    )
-    if not arguments.quiet:
-        state = "is finished" if finished else "is not finished; the same command goes on with it"
-        print(f"The training in {arguments.run_dir} {state}. Its weights are in {Path(arguments.run_dir) / 'weights'}.")
-
-
 def build_art(arguments: argparse.Namespace) -> None:
     from ..data.art_build import build_art_pack
     from ..files import check_writable
@@ -157,7 +135,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from ..evaluation.scenes import evaluate_scenes
     from .progress import StageBars
 
-    out_dir, device = Path(arguments.output), _device(arguments.device)
+    out_dir, device = Path(arguments.output), chosen_device(arguments.device)
     out_dir.mkdir(parents=True, exist_ok=True)
     with StageBars(arguments.quiet) as progress:
         progress("load", 0, 1)
@@ -192,7 +170,7 @@ def _size(image: "Image") -> tuple[int, int]:
     return image.shape[1], image.shape[0]
 
 
-def _device(name: str) -> str | None:
+def chosen_device(name: str) -> str | None:
     """A device that torch knows and this machine has; None lets the model choose.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..version import VERSION
-from . import commands
+from . import build_dataset, commands, train
 
 PROGRAM = "python -m followclick_core"
 
@@ -52,14 +52,6 @@ CONTRIBUTING.md lists; `make art` fetches them and runs this.
   {PROGRAM} build-art --packages node_modules --output build/art.zip
 """
 
-TRAIN = f"""\
-Train the autoencoder, the segmenter, the spatial model and the motion model, in this order. The same command goes on
-where an interrupted run stopped.
-
-  {PROGRAM} train --preset nano --art build/art.zip --run runs/nano
-  {PROGRAM} train --preset demo --art build/art.zip --run runs/demo --stage motion --max-seconds 3600
-"""
-
 EVALUATE = f"""\
 Measure a model on scenes whose sprites and photos training never saw, and write the figures as JSON and Markdown.
 
@@ -84,7 +76,14 @@ def build_parser() -> argparse.ArgumentParser:
         ("animate", "photo + clicks + verb -> clip", ANIMATE, _animate, commands.animate),
         ("segment", "photo + clicks -> mask", SEGMENT, _segment, commands.segment),
         ("measure", "clip + mask -> motion inside and outside", MEASURE, _measure, commands.measure),
-        ("train", "train a model on generated scenes", TRAIN, _train, commands.train),
+        ("train", "train a model, on generated scenes or on shards", train.HELP, train.add_arguments, train.run),
+        (
+            "build-dataset",
+            "videos -> training shards",
+            build_dataset.HELP,
+            build_dataset.add_arguments,
+            build_dataset.run,
+        ),
         ("build-art", "collect the art for the scenes", BUILD_ART, _build_art, commands.build_art),
         ("evaluate", "measure a model on held-out scenes", EVALUATE, _evaluate, commands.evaluate),
     ):
@@ -154,35 +153,6 @@ def _measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", required=True, metavar="PNG", help="the object in the first frame, white")
     parser.add_argument("--report", metavar="JSON", help="write the figures, frame by frame, to this file")
     parser.add_argument("--raft", metavar="FILE", help="torchvision's RAFT weights, for flow by RAFT instead of DIS")
-
-
-def _train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--preset",
-        required=True,
-        metavar="demo|small|nano",
-        help="demo: 256 px, for a GPU; small: the same at 128 px, for a short GPU run; nano: 128 px, for a CPU",
-    )
-    parser.add_argument("--art", required=True, metavar="ZIP", help="what build-art wrote")
-    parser.add_argument(
-        "--run", required=True, metavar="FOLDER", dest="run_dir", help="weights, logs and checkpoints go here"
-    )
-    parser.add_argument(
-        "--stage",
-        action="append",
-        metavar="NAME",
-        help="all (default), autoencoder, segmenter, spatial or motion; may be given several times",
-    )
-    parser.add_argument("--max-seconds", type=float, metavar="S", help="stop in good order after this long")
-    parser.add_argument(
-        "--time-budget", type=float, metavar="S", help="seconds for each stage, over all commands that go on with it"
-    )
-    parser.add_argument("--steps", type=_count, metavar="N", help="steps of each stage, instead of the preset's")
-    parser.add_argument(
-        "--start-from", metavar="FOLDER", help="weights of the same architecture with which the motion stage begins"
-    )
-    parser.add_argument("--compile", action="store_true", help="compile the models: a slow start, then faster on a GPU")
-    _device(parser)
 
 
 def _build_art(parser: argparse.ArgumentParser) -> None:

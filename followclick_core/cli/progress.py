@@ -12,6 +12,11 @@ LABELS = {
     "measure": "measuring",
     "generate": "generating clips",
     "score": "scoring clips",
+    "list": "reading the source",
+    "clips": "taking clips",
+    "motion": "measuring motion",
+    "label": "captioning",
+    "shards": "packing shards",
 }
 
 

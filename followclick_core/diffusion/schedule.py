@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..shapes import PerTimestep, Timesteps, Video
 
 BETA_SCHEDULES = ("sqrt_linear", "linear")
+PREDICTION_TYPES = ("v_prediction", "epsilon")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ScheduleParams:
     Args:
         beta_schedule: "sqrt_linear" spaces beta evenly (AnimateDiff, PIA, this method; diffusers calls it "linear");
             "linear" spaces sqrt(beta) evenly (Stable Diffusion; diffusers calls it "scaled_linear").
+        prediction_type: What the model gives: "v_prediction", or "epsilon", the noise, as Stable Diffusion 1.5 does.
     """
 
     num_train_timesteps: int = 1000
@@ -38,10 +40,19 @@ class ScheduleParams:
             raise ValueError(
                 f"There is no beta schedule {self.beta_schedule!r}; choose one of {', '.join(BETA_SCHEDULES)}."
             )
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"There is no prediction type {self.prediction_type!r}; choose one of {', '.join(PREDICTION_TYPES)}."
+            )
+        if self.prediction_type == "epsilon" and self.zero_terminal_snr:
+            raise ValueError(
+                "At zero terminal SNR x_t is the noise itself, so predicting it teaches nothing; "
+                "choose v_prediction, or a schedule without zero terminal SNR."
+            )
 
 
 class NoiseSchedule(nn.Module):
-    """Mixes clean latents with noise, and takes the model's v-prediction apart again."""
+    """Mixes clean latents with noise, and takes the model's prediction apart again."""
 
     alphas_cumprod: Tensor
 
@@ -58,8 +69,18 @@ class NoiseSchedule(nn.Module):
         alpha_t, sigma_t = self._coefficients(t)
         return alpha_t * x_0 + sigma_t * noise
 
+    def target(self, x_0: Video, noise: Video, t: Timesteps) -> Video:
+        """What the model is trained to give."""
+        return noise if self.params.prediction_type == "epsilon" else self.velocity(x_0, noise, t)
+
+    def as_velocity(self, prediction: Video, x_t: Video, t: Timesteps) -> Video:
+        """A model's prediction as v, which the samplers take."""
+        if self.params.prediction_type == "v_prediction":
+            return prediction
+        alpha_t, sigma_t = self._coefficients(t)
+        return (prediction - sigma_t * x_t) / alpha_t
+
     def velocity(self, x_0: Video, noise: Video, t: Timesteps) -> Video:
-        """The training target."""
         alpha_t, sigma_t = self._coefficients(t)
         return alpha_t * noise - sigma_t * x_0
 

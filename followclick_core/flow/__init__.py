@@ -2,11 +2,12 @@
 
 from .estimators import FlowEstimator, dis_flow, load_raft
 from .magnitude import MotionReport, measure_motion, report_motion
-from .motion_mask import motion_mask
+from .motion_mask import MotionRegion, motion_mask, motion_regions
 from .tracks import Tracks, clip_flows, follow
 
 __all__ = [
     "FlowEstimator",
+    "MotionRegion",
     "MotionReport",
     "Tracks",
     "clip_flows",
@@ -15,5 +16,6 @@ __all__ = [
     "load_raft",
     "measure_motion",
     "motion_mask",
+    "motion_regions",
     "report_motion",
 ]

@@ -62,7 +62,10 @@ def save_autoencoder(path: str | Path, model: Autoencoder, notes: dict[str, str]
 
 
 def load_autoencoder(path: str | Path) -> Autoencoder:
-    """Read TAESD-shaped weights, in float32 on the CPU; CheckpointError if they are something else."""
+    """Read TAESD-shaped weights, in float32 on the CPU; CheckpointError if they are something else.
+
+    `sd_autoencoder.load_any_autoencoder` reads Stable Diffusion's too.
+    """
     tensors, _ = load_safetensors(path)
     model = Autoencoder()
     load_strict(model, {key: value.float() for key, value in tensors.items()}, Path(path).name)

@@ -8,8 +8,8 @@ import torch
 
 from ..checkpoint import WEIGHTS_DIR, CheckpointError, load_metadata
 from ..presets import Preset, get_preset
-from .autoencoder import Autoencoder, load_autoencoder
 from .motion_model import MotionModel, load_motion_model
+from .sd_autoencoder import AnyAutoencoder, load_any_autoencoder
 from .text_encoder import TextEncoder, load_text_encoder
 from .unet import UNet, load_unet
 
@@ -23,7 +23,7 @@ class ModelBundle:
     preset: Preset
     unet: UNet
     motion: MotionModel
-    autoencoder: Autoencoder
+    autoencoder: AnyAutoencoder
     text: TextEncoder
 
     @property
@@ -65,7 +65,7 @@ def load_bundle(folder: str | Path | None = None) -> ModelBundle:
         preset=get_preset(preset_name),
         unet=load_unet(unet_file),
         motion=load_motion_model(weights_path("motion", folder)),
-        autoencoder=load_autoencoder(weights_path("autoencoder", folder)),
+        autoencoder=load_any_autoencoder(weights_path("autoencoder", folder)),
         text=load_text_encoder(weights_path("text_encoder", folder)),
     )
     widths = (bundle.text.params.width, bundle.unet.params.context_dim, bundle.motion.params.context_dim)

@@ -100,7 +100,7 @@ def load_motion_model(path: str | Path) -> MotionModel:
     name = Path(path).name
     if metadata.get("format") != "followclick.motion":
         raise CheckpointError(
-            f"{name} is {_describe(tensors, metadata)}, not a motion model of this pack; "
+            f"{name} is {describe(tensors, metadata)}, not a motion model of this pack; "
             "choose one trained by it, such as the demo's motion.safetensors."
         )
     params = params_from(metadata, params_from_json, name)
@@ -118,7 +118,7 @@ def params_from_json(text: str) -> MotionParams:
     return MotionParams(**values)
 
 
-def _describe(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+def describe(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """What a file that is no motion model of ours seems to be, from its keys."""
     if "format" in metadata:
         return f"a file of kind {metadata['format']!r}"

@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..checkpoint import WEIGHTS_DIR, CheckpointError, load_safetensors, load_strict, params_from, save_safetensors
+from ..checkpoint import (
+    WEIGHTS_DIR,
+    CheckpointError,
+    load_safetensors,
+    load_strict,
+    load_tensors,
+    params_from,
+    save_safetensors,
+)
 from ..shapes import Tokens
 
 MAX_TOKENS = 77
@@ -201,4 +209,26 @@ def load_text_encoder(path: str | Path) -> TextEncoder:
     tensors, params = load_text_encoder_tensors(path)
     model = TextEncoder(params)
     load_strict(model, tensors, Path(path).name)
+    return model.eval()
+
+
+def load_sd_text_encoder(path: str | Path) -> TextEncoder:
+    """The text encoder inside a Stable Diffusion 1 checkpoint (CLIP ViT-L's), in float32 on the CPU.
+
+    Raises:
+        CheckpointError: The file has none, or one of another Stable Diffusion.
+    """
+    prefix, name = "cond_stage_model.transformer.", Path(path).name
+    tensors = {
+        key.removeprefix(prefix): value.float()
+        for key, value in load_tensors(path)[0].items()
+        # Older files store the numbers 0 to 76 too.
+        if key.startswith(prefix) and not key.endswith("position_ids")
+    }
+    if not tensors:
+        raise CheckpointError(f"{name} holds no text encoder of Stable Diffusion 1; choose a complete checkpoint.")
+    with torch.device("meta"):
+        model = TextEncoder(TextEncoderParams())
+    model.to_empty(device="cpu")
+    load_strict(model, tensors, name)
     return model.eval()

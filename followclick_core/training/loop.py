@@ -6,6 +6,7 @@ sees the data that an uninterrupted one would have seen.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,7 +26,10 @@ class LoopParams:
     Args:
         steps: Steps of the whole stage, over all commands that continue it.
         warmup: Steps of linear rise of the learning rate.
-        decay_from: Share of the stage after which the rate falls linearly to zero.
+        decay_from: Share of the stage after which the rate falls linearly to zero; 1 keeps it constant.
+        beta_2: AdamW's memory of squared gradients.
+        checkpoint_seconds, checkpoint_every: Seconds, or steps, from one resumable state to the next; steps where
+            several processes must agree on the moment.
     """
 
     steps: int
@@ -37,6 +41,8 @@ class LoopParams:
     clip_norm: float = 1.0
     log_every: int = 50
     checkpoint_seconds: float = 120.0
+    checkpoint_every: int | None = None
+    beta_2: float = 0.99
 
 
 @runtime_checkable
@@ -71,6 +77,35 @@ class Stage(Protocol):
         ...
 
 
+@runtime_checkable
+class Stepper(Protocol):
+    """Moves a stage's parameters; one for a single device (train_step.py), one for many processes (engine.py)."""
+
+    # Writes files and shows progress; of several processes the first.
+    is_main: bool
+    # Where a state is read to, before `load_state`.
+    state_device: torch.device
+
+    def set_learning_rate(self, rate: float) -> None: ...
+
+    def __call__(self, batch: Any) -> dict[str, Tensor]:
+        """One optimisation step; figures to log."""
+        ...
+
+    def agree(self, decision: bool) -> bool:
+        """The first process's decision, in all of them."""
+        ...
+
+    def state(self, ema: EMA) -> dict[str, Any]:
+        """All that a resumed run needs; every process takes part, the first one's is whole."""
+        ...
+
+    def load_state(self, state: dict[str, Any], ema: EMA) -> None: ...
+
+
+Observer = Callable[[int, EMA], None]  # (steps done, averages), in every process, after every step
+
+
 @dataclass(frozen=True)
 class Limits:
     """When to stop.
@@ -85,22 +120,30 @@ class Limits:
     time_budget: float = math.inf
 
 
-def run_stage(stage: Stage, params: LoopParams, run: RunDir, device: torch.device, limits: Limits) -> bool:
+def run_stage(
+    stage: Stage,
+    params: LoopParams,
+    run: RunDir,
+    device: torch.device,
+    limits: Limits,
+    trainer: Stepper | None = None,
+    observe: Observer | None = None,
+) -> bool:
     """Train a stage to its end or to a limit; then `stage.module` holds the averaged weights.
 
     Returns:
         Whether the stage is finished.
     """
     stage.module.train()
-    trainer = TrainStep(stage, params.learning_rate, params.weight_decay, params.clip_norm, device)
+    trainer = trainer or TrainStep(stage, params.learning_rate, params.weight_decay, params.clip_norm, device)
     ema = EMA(stage.module, params.ema_decay)
-    step, elapsed_before = _resume(run, stage, trainer, ema, device)
+    step, elapsed_before = _resume(run, stage, trainer, ema)
     elapsed, started = elapsed_before, time.monotonic()
     saved = started
     if step < params.steps and elapsed < limits.time_budget:
         stage.prepare(step)
-    log = _Log(run, stage.name, params.log_every, started)
-    with tqdm(total=params.steps, initial=step, desc=stage.name, mininterval=5.0) as bar:
+    log = _Log(run, stage.name, params.log_every, started) if trainer.is_main else None
+    with tqdm(total=params.steps, initial=step, desc=stage.name, mininterval=5.0, disable=log is None) as bar:
         while (progress := max(step / params.steps, elapsed / limits.time_budget)) < 1:
             trainer.set_learning_rate(learning_rate(params, step, progress))
             figures = trainer(stage.batch(step))
@@ -108,12 +151,15 @@ def run_stage(stage: Stage, params: LoopParams, run: RunDir, device: torch.devic
             step += 1
             stage.prefetch(step)
             bar.update()
-            log.add(step, figures, bar)
+            if log is not None:
+                log.add(step, figures, bar)
+            if observe is not None:
+                observe(step, ema)
             now = time.monotonic()
             elapsed = elapsed_before + now - started
-            if now - started > limits.max_seconds:
+            if limits.max_seconds < math.inf and trainer.agree(now - started > limits.max_seconds):
                 break
-            if now - saved > params.checkpoint_seconds:
+            if _is_due(params, step, now - saved):
                 _save(run, stage, trainer, ema, step, elapsed)
                 saved = now
     _save(run, stage, trainer, ema, step, elapsed)
@@ -124,7 +170,7 @@ def run_stage(stage: Stage, params: LoopParams, run: RunDir, device: torch.devic
 
 def learning_rate(params: LoopParams, step: int, progress: float) -> float:
     """Linear rise over the first steps, then constant, from `decay_from` of the progress on a linear fall to zero."""
-    fall = (1 - progress) / (1 - params.decay_from)
+    fall = (1 - progress) / (1 - params.decay_from) if params.decay_from < 1 else 1.0
     return params.learning_rate * max(0.0, min(1.0, (step + 1) / params.warmup, fall))
 
 
@@ -139,35 +185,39 @@ class _Log:
     def __init__(self, run: RunDir, stage: str, every: int, started: float):
         self._run, self._stage, self._every, self._started = run, stage, every, started
         self._sums: dict[str, Tensor] = {}
+        self._count = 0
 
     def add(self, step: int, figures: dict[str, Tensor], bar: tqdm) -> None:
         for key, value in figures.items():
             self._sums[key] = self._sums.get(key, 0) + value.detach()
+        self._count += 1
         if step % self._every == 0:
-            record = {key: round((value / self._every).item(), 5) for key, value in self._sums.items()}
-            self._sums = {}
+            # A resumed run may begin within an interval.
+            record = {key: round((value / self._count).item(), 5) for key, value in self._sums.items()}
+            self._sums, self._count = {}, 0
             seconds = round(time.monotonic() - self._started, 1)
             self._run.log(self._stage, {"step": step, "seconds": seconds, **record})
             bar.set_postfix(record, refresh=False)
 
 
-def _save(run: RunDir, stage: Stage, trainer: TrainStep, ema: EMA, step: int, elapsed: float) -> None:
-    state = {
-        "step": step,
-        "elapsed": elapsed,
-        "module": stage.module.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "ema": ema.state_dict(),
-    }
-    run.save_checkpoint(stage.name, state)
+def _is_due(params: LoopParams, step: int, seconds: float) -> bool:
+    if params.checkpoint_every is not None:
+        return step % params.checkpoint_every == 0
+    return seconds > params.checkpoint_seconds
 
 
-def _resume(run: RunDir, stage: Stage, trainer: TrainStep, ema: EMA, device: torch.device) -> tuple[int, float]:
+def _save(run: RunDir, stage: Stage, trainer: Stepper, ema: EMA, step: int, elapsed: float) -> None:
+    state = {"step": step, "elapsed": elapsed, **trainer.state(ema)}
+    if trainer.is_main:
+        run.save_checkpoint(stage.name, state)
+
+
+def _resume(run: RunDir, stage: Stage, trainer: Stepper, ema: EMA) -> tuple[int, float]:
     """Steps and seconds done so far."""
-    state = run.load_checkpoint(stage.name, device)
-    if state is None:
-        return 0, 0.0
-    stage.module.load_state_dict(state["module"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    ema.load_state_dict(state["ema"])
-    return state["step"], state["elapsed"]
+    state = run.load_checkpoint(stage.name, trainer.state_device)
+    step, elapsed = (0, 0.0) if state is None else (state["step"], state["elapsed"])
+    if state is not None:
+        trainer.load_state(state, ema)
+    if trainer.is_main:
+        run.forget_after(stage.name, step)
+    return step, elapsed

@@ -2,6 +2,7 @@
 
 runs/demo/config.json              the resolved configuration
 runs/demo/<stage>/log.jsonl        a line per logging interval
+runs/demo/<stage>/tensorboard/     the same for TensorBoard, where it is installed
 runs/demo/<stage>/checkpoint.pt    the newest resumable state (tensors and numbers only)
 runs/demo/weights/*.safetensors    what the stages made, ready to ship
 """
@@ -28,19 +29,34 @@ class RunDir:
         write_json(self.path / "config.json", config)
 
     def save_checkpoint(self, stage: str, state: dict[str, Any]) -> None:
-        with atomic_path(self._stage(stage) / "checkpoint.pt") as temporary:
+        with atomic_path(self.stage(stage) / "checkpoint.pt") as temporary:
             torch.save(state, temporary)
 
     def load_checkpoint(self, stage: str, device: torch.device) -> dict[str, Any] | None:
-        path = self._stage(stage) / "checkpoint.pt"
+        path = self.stage(stage) / "checkpoint.pt"
         return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
 
     def log(self, stage: str, record: dict[str, Any]) -> None:
         record = {"time": round(time.time(), 1), **record}
-        with (self._stage(stage) / "log.jsonl").open("a") as file:
+        with (self.stage(stage) / "log.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def _stage(self, stage: str) -> Path:
+    def read_log(self, stage: str) -> list[dict[str, Any]]:
+        """All lines of a stage's log; a last one that a kill has cut is left out."""
+        path = self.stage(stage) / "log.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Take out of the log what happened after `step`: a run that resumes there does it again."""
+        records = self.read_log(stage)
+        kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
+        path = self.stage(stage) / "log.jsonl"
+        if path.is_file():
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+
+    def stage(self, stage: str) -> Path:
         path = self.path / stage
         path.mkdir(parents=True, exist_ok=True)
         return path

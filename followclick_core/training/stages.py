@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..conditioning import first_frame_condition, mask_first_frame, resize_mask
 from ..data.scenes import SceneBatch, SceneGenerator
 from ..data.scenes_ahead import ScenesAhead
+from ..data.shards import ShardBatch, ShardClips
 from ..diffusion.schedule import NoiseSchedule
 from ..generate import LATENT_SCALE
 from ..models.attach import MotionConditioning, attach
@@ -20,7 +21,7 @@ from .loop import step_generator
 from .params import AutoencoderParams, MotionTrainParams, SpatialParams
 from .pool import Chunk, SamplePool
 
-SceneSource = SceneGenerator | ScenesAhead
+SceneSource = SceneGenerator | ScenesAhead | ShardClips
 
 
 class Generative(nn.Module):
@@ -192,7 +193,7 @@ class MotionStage:
 
     @torch.no_grad()
     def _make_chunk(self, seed: int) -> Chunk:
-        scenes: SceneBatch = self.scenes.sample(self.params.chunk_size, seed=seed)
+        scenes: SceneBatch | ShardBatch = self.scenes.sample(self.params.chunk_size, seed=seed)
         latents = encode_frames(self.autoencoder, scenes.frames)
         size = latents.shape[-2:]
         generator = step_generator(latents.device, seed, salt=3)

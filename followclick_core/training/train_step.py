@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .ema import EMA
+
 if TYPE_CHECKING:
     from .loop import Stage
 
@@ -23,6 +25,7 @@ class TrainStep:
         self, stage: "Stage", learning_rate: float, weight_decay: float, clip_norm: float, device: torch.device
     ):
         self._stage, self._clip_norm, self._device = stage, clip_norm, device
+        self.state_device = device
         self._cuda = device.type == "cuda"
         self._replays = self._cuda and stage.replayable
         self.optimizer = torch.optim.AdamW(
@@ -46,6 +49,23 @@ class TrainStep:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+
+    is_main = True
+
+    def agree(self, decision: bool) -> bool:
+        return decision
+
+    def state(self, ema: EMA) -> dict[str, Any]:
+        return {
+            "module": self._stage.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": ema.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any], ema: EMA) -> None:
+        self._stage.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        ema.load_state_dict(state["ema"])
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
         if not self._replays:

@@ -63,7 +63,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
         "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "print('HEAVY', [name for name in ('torch', 'numpy', 'PIL', 'jaxtyping', 'tqdm') if name in sys.modules])\n"
     )
-    commands = ("animate", "segment", "measure", "train", "build-art", "evaluate")
+    commands = ("animate", "segment", "measure", "train", "build-dataset", "build-art", "evaluate")
     for arguments in ([], *([command] for command in commands)):
         answer = subprocess.run([sys.executable, "-c", code, *arguments, "--help"], capture_output=True, text=True)
         assert "HEAVY []" in answer.stdout, answer.stderr

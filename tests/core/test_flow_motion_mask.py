@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from followclick_core.flow import motion_mask
+from followclick_core.flow import motion_mask, motion_regions
 
 SIZE, PAIRS = 128, 15
 
@@ -92,3 +92,40 @@ def test_a_higher_floor_drops_slower_motion():
 def test_bad_input_is_refused_in_a_sentence(flows, arguments, message):
     with pytest.raises(ValueError, match=message):
         motion_mask(flows, **arguments)
+
+
+def moving_disc_flows(step):
+    """A disc that moves on by `step` px per pair, in forward flow at its place in frame i."""
+    flows = np.zeros((PAIRS, SIZE, SIZE, 2), np.float32)
+    for index, flow in enumerate(flows):
+        flow[disc(area_share=0.02, centre=(24 + step * index, 64))] = (step, 0)
+    return flows
+
+
+def test_followed_is_the_first_frame_s_silhouette_of_an_object_that_moves_on():
+    silhouette = disc(area_share=0.02, centre=(24, 64))
+    flows = moving_disc_flows(step=5)
+    assert iou(motion_mask(flows, "followed"), silhouette) > 0.99
+    # The same object sweeps four times its size, and no place is crossed in half of the pairs.
+    assert motion_mask(flows, "union").sum() > 3 * silhouette.sum()
+    assert not motion_mask(flows, "majority").any()
+
+
+def test_each_rule_s_magnitude_is_the_mean_flow_in_its_region():
+    regions = motion_regions(moving_disc_flows(step=5))
+    assert regions["followed"].magnitude == pytest.approx(5, abs=0.01)
+    # The swept region moves only where the object is.
+    assert regions["union"].magnitude < 2
+    assert regions["majority"].magnitude == 0
+    still = motion_regions(np.zeros((2, 8, 8, 2), np.float32))
+    assert all(not region.mask.any() and region.magnitude == 0 for region in still.values())
+
+
+def test_followed_pixels_count_only_while_they_are_in_the_picture():
+    flows = np.zeros((PAIRS, SIZE, SIZE, 2), np.float32)
+    flows[:, :, 96:] = (8, 0)  # leaves by the right side within four pairs
+    region = motion_regions(flows, ("followed",), subtract_median=False)["followed"]
+    expected = np.zeros((SIZE, SIZE), bool)
+    expected[:, 96:] = True
+    np.testing.assert_array_equal(region.mask, expected)
+    assert region.magnitude == pytest.approx(8)

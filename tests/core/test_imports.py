@@ -27,6 +27,8 @@ HOST = {
     "node_helpers",
 }
 HEAVY = ("segment_anything", "torchvision", "cv2", "av", "skimage", "matplotlib")
+HEAVY_FOR_DATASETS = ("ray", "webdataset", "scenedetect", "openai", "jsonschema", "pandas", "pyarrow", "torchcodec")
+HEAVY_FOR_TRAINING = ("accelerate", "tensorboard")
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -67,6 +69,7 @@ def relative_targets(path: Path) -> set[str]:
         ("segment", {"animator", "training", "evaluation", "data", "cli", "models", "diffusion", "flow"}),
         ("flow", {"animator", "training", "evaluation", "data", "cli", "models", "diffusion", "segment"}),
         ("data", {"animator", "training", "evaluation", "cli"}),
+        ("dataset", {"animator", "training", "evaluation", "cli"}),
         ("training", {"animator", "cli"}),
     ],
 )
@@ -84,10 +87,19 @@ def test_nothing_in_the_pack_reads_a_pickle_that_could_run_code():
 
 
 @pytest.mark.parametrize(
-    "module", ["followclick_core", "followclick_core.segment", "followclick_core.flow", "followclick_core.clip"]
+    "module",
+    [
+        "followclick_core",
+        "followclick_core.segment",
+        "followclick_core.flow",
+        "followclick_core.clip",
+        "followclick_core.data.shards",
+        "followclick_core.dataset.build",
+    ],
 )
 def test_importing_it_imports_no_heavy_library(module):
-    code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
+    heavy = HEAVY + HEAVY_FOR_DATASETS + HEAVY_FOR_TRAINING
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stdout == "[]\n", answer.stderr or answer.stdout
 
@@ -98,24 +110,35 @@ def test_every_public_name_is_there():
         _ = followclick_core.Animater
 
 
+def extra(name: str) -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {package.partition("[")[0] for package in project["optional-dependencies"][name]}
+
+
 def test_the_descriptions_of_the_package_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     requirements = [
         line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")
     ]
-    pinned = dict(line.split("==") for line in (ROOT / "requirements-dev.txt").read_text().splitlines() if "==" in line)
+    lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    pinned = dict(re.sub(r"\[.*\]", "", line).split("==") for line in lines if "==" in line)
     assert project["version"] == VERSION
     assert sorted(project["dependencies"]) == sorted(requirements)
     # Nothing is pinned for users, so that no host is downgraded, and everything is for tests.
     assert all(re.fullmatch(r"[A-Za-z-]+", line) for line in requirements)
     assert set(requirements) <= pinned.keys()
+    # What builds data sets and what trains on them is heavy, so that nobody gets it who did not ask for it.
+    assert (extra("dataset") | extra("train")) - {"matplotlib"} <= pinned.keys() - set(requirements)
 
 
 def test_every_third_party_import_of_the_core_is_required():
     names = {"PIL": "Pillow", "cv2": "opencv-python-headless", "segment_anything": "segment-anything"}
-    # Optional: a plot, and photos for the art pack.
-    optional = {"matplotlib", "skimage", "sklearn"}
+    # Optional: a plot, photos for the art pack, a decoder that is used where it is there.
+    optional = {"matplotlib", "skimage", "sklearn", "torchcodec"}
+    names |= {name: f"{name}-headless" for name in ("scenedetect",)}
     requirements = (ROOT / "requirements.txt").read_text().split()
     for path in FILES:
+        extras = extra("dataset") if path.parent.name == "dataset" or path.name == "shards.py" else set()
+        extras |= extra("train") if path.name in ("engine.py", "clip_run.py") else set()
         for module in imported_modules(path) - sys.stdlib_module_names - optional:
-            assert names.get(module, module) in requirements, f"{path.name} imports {module}"
+            assert names.get(module, module) in {*requirements, *extras}, f"{path.name} imports {module}"

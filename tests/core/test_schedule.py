@@ -124,3 +124,23 @@ def test_impossible_numbers_of_steps_are_refused(steps):
 def test_an_unknown_beta_schedule_is_refused():
     with pytest.raises(ValueError, match="no beta schedule 'cosine'; choose one of sqrt_linear, linear"):
         ScheduleParams(beta_schedule="cosine")
+
+
+def test_a_model_that_predicts_noise_gives_the_same_velocity():
+    schedule = NoiseSchedule(ScheduleParams(zero_terminal_snr=False, prediction_type="epsilon"))
+    generator = torch.Generator().manual_seed(0)
+    x_0, noise = (torch.randn(3, 4, 2, 4, 4, generator=generator) for _ in range(2))
+    t = torch.tensor([0, 500, 999])
+    assert torch.equal(schedule.target(x_0, noise, t), noise)
+    v = schedule.as_velocity(noise, schedule.add_noise(x_0, noise, t), t)
+    assert torch.allclose(v, schedule.velocity(x_0, noise, t), atol=1e-4)
+    default = NoiseSchedule(ScheduleParams())
+    assert torch.equal(default.target(x_0, noise, t), default.velocity(x_0, noise, t))
+    assert default.as_velocity(v, x_0, t) is v
+
+
+def test_predictions_that_teach_nothing_are_refused():
+    with pytest.raises(ValueError, match="no prediction type 'x_0'"):
+        ScheduleParams(prediction_type="x_0")
+    with pytest.raises(ValueError, match="At zero terminal SNR"):
+        ScheduleParams(prediction_type="epsilon")
