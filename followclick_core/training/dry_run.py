@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..generate import LATENT_SCALE
+from ..models.autoencoder import Autoencoder
 from ..models.motion_model import MotionModel
 from ..models.sd_autoencoder import SDAutoencoder
 from ..models.text_encoder import MAX_TOKENS, VOCABULARY, TextEncoder
@@ -105,7 +106,7 @@ def dry_run(preset_name: str, params: ClipTrainParams, device: str | None = None
 def _compute(preset: Preset, params: ClipTrainParams, device: torch.device) -> DryRun:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _model(preset, params)
-        autoencoder = sum(value.numel() for value in SDAutoencoder().parameters())
+        autoencoder = sum(value.numel() for value in _autoencoder(preset).parameters())
         if params.gradient_checkpointing:
             checkpoint_activations(model)
         optimizer = torch.optim.AdamW([value for _, value in trainable_parameters(model)], foreach=False)
@@ -136,7 +137,7 @@ def _measure(preset: Preset, params: ClipTrainParams, device: torch.device) -> D
     accelerator = make_accelerator(params.precision, None)
     with torch.device(device):
         model = _model(preset, params)
-        autoencoder = SDAutoencoder()
+        autoencoder = _autoencoder(preset)
     engine = AccelerateStep(model, replace(params, batch_size=params.micro_batch), accelerator)
     ema = EMA(model, params.loop.ema_decay)
     batch = _batch(preset, params, device)
@@ -186,6 +187,10 @@ def _model(preset: Preset, params: ClipTrainParams) -> ClipModel:
     model = ClipModel(UNet(preset.unet), MotionModel(preset.motion), TextEncoder(preset.text), seen)
     choose_trainable(model, params.trainable, params.lora_rank, trained_before=True)
     return model
+
+
+def _autoencoder(preset: Preset) -> nn.Module:
+    return SDAutoencoder() if preset.name == "sd15" else Autoencoder()
 
 
 def _batch(preset: Preset, params: ClipTrainParams, device: torch.device) -> dict[str, Tensor]:
