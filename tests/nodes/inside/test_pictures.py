@@ -1,6 +1,7 @@
 """Picture files named from outside: only those of the host's folders, and decoded as Load Image does."""
 
 import os
+import warnings
 
 import folder_paths
 import numpy as np
@@ -201,6 +202,16 @@ def test_huge_pictures_are_refused_by_their_header(pack, folders, find, size, mo
         pack.module("nodes.host_pictures").picture_pixels(find("huge.png", "", "input"))
 
 
+@pytest.mark.parametrize("action", ["error", "default"])
+def test_the_filters_of_warnings_are_left_alone(pack, folders, find, monkeypatch, action):
+    """They are the whole process's, and the host's worker runs in another thread."""
+    (folders / "input" / "huge.png").write_bytes(bomb(10_000, 9_000))  # Pillow warns of it
+    monkeypatch.setattr(warnings, "catch_warnings", lambda *_: pytest.fail("filtered"))
+    warnings.simplefilter(action)  # until the end of the test: pytest restores them
+    with pytest.raises(ValueError, match="too large"):
+        pack.module("nodes.host_pictures").picture_pixels(find("huge.png", "", "input"))
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n"])
 def test_what_is_no_picture_is_refused(pack, folders, find, content):
     (folders / "input" / "some.png").write_bytes(content)
@@ -208,6 +219,7 @@ def test_what_is_no_picture_is_refused(pack, folders, find, content):
         pack.module("nodes.host_pictures").picture_pixels(find("some.png", "", "input"))
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_damage_of_every_kind_is_said_in_a_sentence(pack, folders, find):
     """Bytes changed at random all over a file: Pillow's decoders raise whatever they like."""
     rng = np.random.default_rng(0)
