@@ -64,11 +64,21 @@ def weight_path(name: str, folders: tuple[str, ...]) -> Path:
     )
 
 
+on_detach: list[Callable[["WholePatcher"], None]] = []  # told of each of them that the host unloads
+
+
 class WholePatcher(ModelPatcher):
     """Memory management for the core's modules: wholly on the device, or wholly off it.
 
     The host streams single layers only if they are of its own classes; of others it would leave a part behind.
     """
+
+    def detach(self, unpatch_all: bool = True) -> nn.Module:
+        model = super().detach(unpatch_all)
+        if unpatch_all:  # otherwise the host only takes it up anew
+            for tell in on_detach:
+                tell(self)
+        return model
 
     def load(
         self,

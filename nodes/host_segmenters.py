@@ -26,6 +26,7 @@ from .host import (
     WholePatcher,
     hosted,
     load_on_device,
+    on_detach,
     picture_digest,
     weight_files,
     weight_path,
@@ -49,26 +50,36 @@ on_unload: list[Callable[[], None]] = []  # what others keep for the live masks 
 
 
 class SegmenterPatcher(WholePatcher):
-    """Lets go of all that is kept for the live masks when the host unloads the segmenter, as it does on /free."""
+    """Is not unloaded while a mask is made with it."""
 
     def detach(self, unpatch_all: bool = True) -> torch.nn.Module:
         with _turn:
-            model = super().detach(unpatch_all)
-            if unpatch_all:  # otherwise the host only takes it up anew
-                self._let_go()
-            return model
+            return super().detach(unpatch_all)
 
-    def _let_go(self) -> None:
+
+def _let_go(unloaded: WholePatcher) -> None:
+    """Drop all that is kept for the live masks when the host unloads their segmenter, as it does on /free.
+
+    While a prompt runs on a CPU, masks are made with a segmenter that the host does not know. Then any model of the
+    pack that it unloads is the sign; where it unloads none, what is kept stays until a mask is made between prompts.
+    """
+    with _turn:
+        if not isinstance(unloaded, SegmenterPatcher) and all(_is_on_device(each) for each in _kept):
+            return
         _seen.clear()
         for clear in on_unload:
             clear()
-        own = [each for each in _kept if each.patcher is self]
-        _kept[:] = [each for each in _kept if each.patcher is not self]
+        # Of those that the host knows, the others have their own turn.
+        own = [each for each in _kept if each.patcher is unloaded or not _is_on_device(each)]
+        _kept[:] = [each for each in _kept if each not in own]
         if own:
             # A model that dies while the host goes through its list of models changes that list under its hands.
             timer = threading.Timer(UNLOADING_SECONDS, own.clear)
             timer.daemon = True
             timer.start()
+
+
+on_detach.append(_let_go)
 
 
 def segmenter(name: str) -> HostedSegmenter:

@@ -309,6 +309,26 @@ def test_the_hosts_worker_does_not_stop_the_cpu(pack, masks, photo, queue, segme
     assert any(each.model is hosted.patcher for each in comfy.model_management.current_loaded_models)
 
 
+def test_unloading_lets_go_of_what_was_made_beside_a_prompt(pack, masks, photo, queue, segmenters, demo, other_weights):
+    """The host does not know that segmenter; it unloads the models of the prompt."""
+    comfy.model_management.load_models_gpu([demo.motion_model.patcher])
+    start_prompt(queue)
+    answer(masks, asked(pack, segmenter=other_weights))
+    held = weakref.ref(segmenters.segmenter(other_weights).segmenter.sam)
+    assert segmenters._seen
+    end_prompt(queue)
+    comfy.model_management.unload_all_models()
+    assert not segmenters._seen
+    wait_for(lambda: gc.collect() is not None and held() is None)
+
+
+def test_unloading_another_model_leaves_what_the_host_knows(pack, masks, photo, queue, segmenters, demo):
+    comfy.model_management.load_models_gpu([demo.motion_model.patcher])
+    answer(masks, asked(pack))
+    demo.motion_model.patcher.detach()
+    assert segmenters._seen and segmenters._kept
+
+
 @pytest.mark.parametrize("loaded_before", [False, True])
 def test_a_running_prompt_has_the_gpu_for_itself(pack, masks, photo, queue, segmenters, loaded_before, monkeypatch):
     if loaded_before:
