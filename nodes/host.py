@@ -184,10 +184,10 @@ def masks_to_comfy(masks: Iterable[np.ndarray]) -> Tensor:
 
 
 def drawn_mask_of(mask: Tensor | None) -> np.ndarray | None:
-    """A MASK batch as one mask, bool h w: what is drawn at least half opaque. None if nothing is."""
-    if mask is None:
+    """The first mask of a MASK batch, bool h w: what is drawn at least half opaque. None if nothing is."""
+    if mask is None or not len(mask):
         return None
-    drawn = (mask.reshape(-1, *mask.shape[-2:]).float().amax(dim=0) >= 0.5).cpu().numpy()
+    drawn = (mask.reshape(-1, *mask.shape[-2:])[0].float() >= 0.5).cpu().numpy()
     return drawn if drawn.any() else None
 
 
