@@ -64,11 +64,21 @@ def weight_path(name: str, folders: tuple[str, ...]) -> Path:
     )
 
 
+on_detach: list[Callable[["WholePatcher"], None]] = []  # told of each of them that the host unloads
+
+
 class WholePatcher(ModelPatcher):
     """Memory management for the core's modules: wholly on the device, or wholly off it.
 
     The host streams single layers only if they are of its own classes; of others it would leave a part behind.
     """
+
+    def detach(self, unpatch_all: bool = True) -> nn.Module:
+        model = super().detach(unpatch_all)
+        if unpatch_all:  # otherwise the host only takes it up anew
+            for tell in on_detach:
+                tell(self)
+        return model
 
     def load(
         self,
@@ -174,10 +184,10 @@ def masks_to_comfy(masks: Iterable[np.ndarray]) -> Tensor:
 
 
 def drawn_mask_of(mask: Tensor | None) -> np.ndarray | None:
-    """A MASK batch as one mask, bool h w: what is drawn at least half opaque. None if nothing is."""
-    if mask is None:
+    """The first mask of a MASK batch, bool h w: what is drawn at least half opaque. None if nothing is."""
+    if mask is None or not len(mask):
         return None
-    drawn = (mask.reshape(-1, *mask.shape[-2:]).float().amax(dim=0) >= 0.5).cpu().numpy()
+    drawn = (mask.reshape(-1, *mask.shape[-2:])[0].float() >= 0.5).cpu().numpy()
     return drawn if drawn.any() else None
 
 

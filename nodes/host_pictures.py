@@ -3,7 +3,6 @@
 import functools
 import os
 import re
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,17 +138,18 @@ class Remembered(Generic[Value]):
 
 
 def _first_frame(file: PictureFile) -> PillowImage.Image:
-    """The first frame, upright, by the very calls of the host's Load Image; the size is judged by the file's header."""
-    with warnings.catch_warnings():
-        # Pillow warns of large pictures and of small faults in files; check_size says what matters.
-        warnings.simplefilter("ignore")
+    """The first frame, upright, by the very calls of the host's Load Image; the size is judged by the file's header.
+
+    Pillow may warn of a large picture or of a small fault in the file, as it does when the host reads it. That is left
+    alone: warnings are filtered for the whole process, and a route's thread is not the only one.
+    """
+    with _in_plain_words(file):
+        opened = node_helpers.pillow(_open, file.path)
+    with opened:
+        check_size(*opened.size, file.name)
         with _in_plain_words(file):
-            opened = node_helpers.pillow(_open, file.path)
-        with opened:
-            check_size(*opened.size, file.name)
-            with _in_plain_words(file):
-                frame = node_helpers.pillow(ImageOps.exif_transpose, next(iter(ImageSequence.Iterator(opened))))
-                return frame.point(lambda level: level * (1 / 255)) if frame.mode == "I" else frame
+            frame = node_helpers.pillow(ImageOps.exif_transpose, next(iter(ImageSequence.Iterator(opened))))
+            return frame.point(lambda level: level * (1 / 255)) if frame.mode == "I" else frame
 
 
 @contextmanager
@@ -157,7 +157,8 @@ def _in_plain_words(file: PictureFile) -> Iterator[None]:
     """Whatever Pillow raises as a ValueError of one sentence: damage makes its decoders fail in every way there is."""
     try:
         yield
-    except PillowImage.DecompressionBombError as error:
+    # The warning is raised where warnings are errors.
+    except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
         raise ValueError(f"{file.name} is too large to open; scale it down first.") from error
     except Exception as error:
         raise ValueError(f"{file.name} is damaged, or no picture; save it as PNG or JPEG.") from error

@@ -26,11 +26,12 @@ from .host import (
     WholePatcher,
     hosted,
     load_on_device,
+    on_detach,
     picture_digest,
     weight_files,
     weight_path,
 )
-from .host_server import PromptRunsError, between_prompts
+from .host_server import PromptRunsError, between_prompts, wait_for_tidying
 from .sockets import HostedSegmenter
 
 REMEMBERED_PICTURES = 2
@@ -49,26 +50,36 @@ on_unload: list[Callable[[], None]] = []  # what others keep for the live masks 
 
 
 class SegmenterPatcher(WholePatcher):
-    """Lets go of all that is kept for the live masks when the host unloads the segmenter, as it does on /free."""
+    """Is not unloaded while a mask is made with it."""
 
     def detach(self, unpatch_all: bool = True) -> torch.nn.Module:
         with _turn:
-            model = super().detach(unpatch_all)
-            if unpatch_all:  # otherwise the host only takes it up anew
-                self._let_go()
-            return model
+            return super().detach(unpatch_all)
 
-    def _let_go(self) -> None:
+
+def _let_go(unloaded: WholePatcher) -> None:
+    """Drop all that is kept for the live masks when the host unloads their segmenter, as it does on /free.
+
+    While a prompt runs on a CPU, masks are made with a segmenter that the host does not know. Then any model of the
+    pack that it unloads is the sign; where it unloads none, what is kept stays until a mask is made between prompts.
+    """
+    with _turn:
+        if not isinstance(unloaded, SegmenterPatcher) and all(_is_on_device(each) for each in _kept):
+            return
         _seen.clear()
         for clear in on_unload:
             clear()
-        own = [each for each in _kept if each.patcher is self]
-        _kept[:] = [each for each in _kept if each.patcher is not self]
+        # Of those that the host knows, the others have their own turn.
+        own = [each for each in _kept if each.patcher is unloaded or not _is_on_device(each)]
+        _kept[:] = [each for each in _kept if each not in own]
         if own:
             # A model that dies while the host goes through its list of models changes that list under its hands.
             timer = threading.Timer(UNLOADING_SECONDS, own.clear)
             timer.daemon = True
             timer.start()
+
+
+on_detach.append(_let_go)
 
 
 def segmenter(name: str) -> HostedSegmenter:
@@ -78,16 +89,21 @@ def segmenter(name: str) -> HostedSegmenter:
         FileNotFoundError: there is no such file.
         CheckpointError: it is damaged, or no Segment Anything.
     """
-    path = weights_path("segmenter") if name == EMBEDDED else weight_path(name, SEGMENTER_FOLDERS)
-    status = path.stat()
-    weights = (str(path), status.st_mtime_ns, status.st_size)
     with _turn:
+        weights = _weights(name)
         found = _loaded.get(weights)
         if found is None:
-            loaded = load_segmenter(path, "cpu")
+            loaded = load_segmenter(weights[0], "cpu")
             found = HostedSegmenter(loaded, hosted(loaded.sam, kind=SegmenterPatcher), weights)
             _loaded[weights] = found
         return found
+
+
+def _weights(name: str) -> tuple[str, int, int]:
+    """The file as it is now."""
+    path = weights_path("segmenter") if name == EMBEDDED else weight_path(name, SEGMENTER_FOLDERS)
+    status = path.stat()
+    return str(path), status.st_mtime_ns, status.st_size
 
 
 def listed_segmenter(name: str) -> HostedSegmenter:
@@ -96,9 +112,28 @@ def listed_segmenter(name: str) -> HostedSegmenter:
     Raises:
         ValueError: Load Segmenter does not offer the name.
     """
+    _check_listed(name)
+    return segmenter(name)
+
+
+def segmenter_at_hand(name: str) -> HostedSegmenter | None:
+    """As `listed_segmenter`, if it is small or on its device already; a large one is loaded for a click only, as that
+    takes memory from what the user runs, and seconds (see `live`).
+
+    Raises:
+        ValueError: As listed_segmenter.
+    """
+    _check_listed(name)
+    weights = _weights(name)
+    if weights[2] < SMALL_MODEL and (found := segmenter(name)).patcher.model_size() < SMALL_MODEL:
+        return found
+    found = _loaded.get(weights)
+    return found if found is not None and _is_on_device(found) else None
+
+
+def _check_listed(name: str) -> None:
     if name not in weight_files(SEGMENTER_FOLDERS):
         raise ValueError(f"There is no segmenter {name[:60]!r}; choose one that Load Segmenter lists.")
-    return segmenter(name)
 
 
 def select(
@@ -118,9 +153,15 @@ def select(
 def live(hosted: HostedSegmenter) -> Iterator[None]:
     """The segmenter is on its device and stays there, for a mask that is made beside the host's queue.
 
+    Where it must be moved there first, the host's queue is locked meanwhile, and so is who queues a prompt: the host's
+    event loop stands still for as long as the weights take. That is short for the pack's own, and can be seconds for a
+    Segment Anything of gigabytes, once per unloading.
+
     Raises:
         PromptRunsError: The host's worker is at work on the same device, and that is no CPU.
     """
+    if hosted.patcher.load_device.type != "cpu":
+        wait_for_tidying()  # before the lock is taken, for which the worker may wait to unload a model
     with _turn, torch.inference_mode():
         try:
             with between_prompts():
@@ -204,4 +245,4 @@ def seen_picture(hosted: HostedSegmenter, digest: bytes, picture: Callable[[], I
 
 
 def _is_on_device(hosted: HostedSegmenter) -> bool:
-    return any(loaded.model is hosted.patcher for loaded in memory.current_loaded_models)
+    return any(loaded.model is hosted.patcher for loaded in list(memory.current_loaded_models))

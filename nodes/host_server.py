@@ -4,12 +4,15 @@ The host's worker thread runs a prompt, or unloads models, while a route is answ
 is not made for two threads: a list of models that changes under its hands ends the worker for good.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
 from execution import PromptQueue
 from server import PromptServer
+
+TIDYING_SECONDS = 2.0  # what a route's thread waits for the worker to tidy up after a prompt
 
 
 class PromptRunsError(RuntimeError):
@@ -37,6 +40,23 @@ def between_prompts() -> Iterator[None]:
         if not _worker_waits(server.prompt_queue):
             raise PromptRunsError("A prompt is running on the device that the segmenter needs; try again when it ends.")
         yield
+
+
+def wait_for_tidying() -> None:
+    """Return when the host's worker waits for a prompt, or has one to run, or takes longer than TIDYING_SECONDS.
+
+    The host says that a prompt is done before it unloads what it was asked to and collects garbage; who clicks at that
+    moment should not be sent away. Not for the event loop's thread, and not under a lock that unloading a model takes.
+    """
+    server = getattr(PromptServer, "instance", None)
+    if server is None or not hasattr(server.prompt_queue.not_empty, "_waiters"):
+        return
+    queue, deadline = server.prompt_queue, time.monotonic() + TIDYING_SECONDS
+    while time.monotonic() < deadline:
+        with queue.mutex:
+            if _worker_waits(queue) or queue.currently_running or queue.queue:
+                return
+        time.sleep(0.02)
 
 
 def _worker_waits(queue: PromptQueue) -> bool:

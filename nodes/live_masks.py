@@ -17,7 +17,7 @@ from ..followclick_core.segment.bit_planes import nearest, pack_masks, packed_pn
 from ..followclick_core.shapes import Image, Mask
 from .host import picture_digest
 from .host_pictures import PictureFile, Remembered, drawn_pixels, find_example, find_picture, picture_pixels
-from .host_segmenters import listed_segmenter, live, on_unload, seen_picture
+from .host_segmenters import listed_segmenter, live, on_unload, seen_picture, segmenter_at_hand
 from .live_request import ExamplePicture, LiveRequest, NamedPicture
 
 MAX_WAITING = 16
@@ -130,7 +130,12 @@ async def live_masks(request: LiveRequest) -> LiveAnswer | None:
 def _make_masks(request: LiveRequest, turn: Turn) -> LiveAnswer | None:
     """The same steps as Click to Mask's, with everything remembered that a further click can use."""
     image, drawn_file = _found(request.image), request.drawn_mask and _found(request.drawn_mask)
-    hosted = listed_segmenter(request.segmenter)
+    # Without a click the picture is only made ready for one, where that costs little.
+    wanted = bool(request.clicks["clicks"]) or drawn_file is not None
+    hosted = listed_segmenter(request.segmenter) if wanted else segmenter_at_hand(request.segmenter)
+    if hosted is None:
+        _known_picture(image)
+        return None
     with live(hosted):
         known, pixels = _known_picture(image)
         seen = seen_picture(hosted, known.digest, pixels)

@@ -50,7 +50,8 @@ class ClickToMask(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "A mask drawn by hand, such as Load Image's from the MaskEditor. Object 1 begins with it: an "
-                        "including click adds the object under it, an excluding one takes that object away."
+                        "including click adds the object under it, an excluding one takes that object away. Of a "
+                        "batch, the first mask."
                     ),
                 ),
                 io.String.Input(

@@ -1,6 +1,8 @@
 """The click editor in a real Chromium, over a real ComfyUI, in each front end that users have.
 
 One server per front end and one page per set-up serve all tests; each test loads a graph of its own into the page.
+The browser is closed after the last test here: while it is open, playwright's event loop runs in this thread, and no
+test elsewhere could call asyncio.run().
 """
 
 import importlib.util
@@ -101,7 +103,7 @@ def servers(tmp_path_factory):
         yield server_of
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium():
     if MISSING:
         pytest.skip(f"browser tests cannot run: {MISSING}")
@@ -127,7 +129,7 @@ def server(setup, servers):
     return servers(setup.frontend)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def session_page(setup, server, chromium) -> Iterator:
     context = chromium.new_context(viewport={"width": 1400, "height": 900})
     context.grant_permissions(["clipboard-read", "clipboard-write"], origin=server.url)

@@ -102,15 +102,47 @@ def test_an_excluded_part_leaves_the_mask(editor):
     assert np.array_equal(found[0].of(1), run)
 
 
+# Holds each request for a while, so that more than one could be in flight; an aborted one no longer is.
+COUNT_IN_FLIGHT = """
+() => {
+  const send = app.api.fetchApi;
+  let [now, most] = [0, 0];
+  window.stopCounting = () => {
+    app.api.fetchApi = send;
+    return most;
+  };
+  app.api.fetchApi = async function (path, options) {
+    if (!path.startsWith('/followclick/segment')) return send.call(this, path, options);
+    most = Math.max(most, ++now);
+    let left = () => {
+      now--;
+      left = () => {};
+    };
+    options.signal?.addEventListener('abort', () => left());
+    try {
+      const answer = await send.call(this, path, options);
+      await new Promise((done) => setTimeout(done, 150));
+      return answer;
+    } finally {
+      left();
+    }
+  };
+}
+"""
+
+
 def test_dragging_asks_for_one_mask_at_a_time_and_ends_with_the_last(editor):
     editor.click(*ON_ROCKET)
     editor.on.page.wait_for_timeout(400)
     editor.on.requests.clear()
+    editor.on.run_js(COUNT_IN_FLIGHT)
     with editor.next_masks():
         editor.drag(ON_ROCKET, (0.3, 0.7), steps=40)
+    editor.wait_until(lambda one: not one.find(".followclick-working"))
     editor.on.page.wait_for_timeout(600)
     asked = [request.post_data_json for request in editor.on.asked_for_masks()]
-    assert 1 < len(asked) <= 41
+    assert 1 < len(asked) < 40
+    assert editor.on.run_js("() => window.stopCounting()") == 1
     last = asked[-1]["clicks"]["clicks"][0]
     assert last["x"] == editor.clicks[0]["x"]
     assert last["y"] == editor.clicks[0]["y"]
@@ -190,8 +222,11 @@ def test_what_goes_wrong_is_said_in_the_node_and_the_clicks_stay(editor, answer,
 
 
 def test_while_the_device_is_busy_the_mask_follows_when_the_queue_is_empty(editor):
-    page, busy = editor.on, {"status": 503, "json": {"error": "busy"}, "headers": {"Retry-After": "1"}}
-    page.page.route("**/followclick/segment", lambda route: route.fulfill(**busy))
+    page = editor.on
+    page.run_js(
+        "() => { app.api.dispatchEvent(new CustomEvent('status', { detail: { exec_info: { queue_remaining: 1 } } })); }"
+    )
+    page.page.route("**/followclick/segment", lambda route: route.fulfill(**BUSY))
     editor.click(*ON_ROCKET)
     editor.wait_until(lambda one: "when the queue is empty" in one.message)
     page.page.unroute_all()
@@ -204,6 +239,29 @@ def test_while_the_device_is_busy_the_mask_follows_when_the_queue_is_empty(edito
     page.messages[:] = [message for message in page.messages if "Failed to load resource" not in message]
 
 
+def test_a_busy_server_is_asked_again_while_nothing_runs(editor):
+    page, answers = editor.on, [BUSY, BUSY]
+    page.page.route(
+        "**/followclick/segment", lambda route: route.fulfill(**answers.pop()) if answers else route.continue_()
+    )
+    page.requests.clear()
+    with editor.next_masks() as found:
+        editor.click(*ON_ROCKET)
+    assert found[0].of(1).any()
+    assert not answers
+    assert "when the queue is empty" not in editor.message
+    page.messages[:] = [message for message in page.messages if "Failed to load resource" not in message]
+
+
+def test_a_wired_mask_that_is_known_only_in_the_run_is_pointed_out(page, kit):
+    solid = kit.node(3, "SolidMask", {}, {"MASK": ("MASK", [2])}, [1.0, 640, 427], at=(0, 400))
+    page.load([kit.load_image(1, "rocket.jpg", {0: [1]}), solid, kit.click_to_mask(2, 1)], [[1, 1, 0, 2, 0, "IMAGE"]])
+    editor = page.editor(2).wait_for_picture()
+    editor.wire(3, 0, "drawn_mask")
+    editor.wait_until(lambda one: "wired mask joins" in one.message)
+
+
+BUSY = {"status": 503, "json": {"error": "busy"}, "headers": {"Retry-After": "1"}}
 SIZE = {"width": 8, "height": 8, "batch_size": 1, "color": 0}
 PREVIEW = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
 

@@ -47,6 +47,21 @@ def test_typing_is_one_step_of_the_history_and_the_host_s_keys_rest(editor):
     assert len(editor.clicks) == 1
 
 
+def test_what_an_object_does_not_say_is_not_stored_and_asks_for_no_mask(editor):
+    with editor.next_masks():
+        editor.click(*ON_ROCKET)
+    editor.on.requests.clear()
+    editor.find(".followclick-prompt").fill("launch")
+    assert motion(editor) == {"motion_prompt": "launch"}, "the magnitude of Motion Region counts"
+    editor.canvas.focus()
+    editor.press("Another object")
+    editor.find(".followclick-slider").fill("3")
+    assert motion(editor, 2) == {"motion_magnitude": 3}
+    editor.canvas.focus()
+    editor.on.page.wait_for_timeout(300)
+    assert not editor.on.asked_for_masks()
+
+
 @pytest.mark.parametrize(("verb", "direction"), [("move right", (1, 0)), ("launch", (0, -1)), ("fall", (0, 1))])
 def test_the_arrow_is_as_long_as_the_way_that_the_object_goes(page, kit, verb, direction):
     """16 frames of 8 pixels per frame at 512 pixels of width are a quarter of the picture's width."""
@@ -55,13 +70,12 @@ def test_the_arrow_is_as_long_as_the_way_that_the_object_goes(page, kit, verb, d
     editor = page.editor(2).wait_for_picture()
     page.page.route("**/followclick/segment", lambda route: None)  # without a mask it starts at the click
     editor.click(*ON_ROCKET)
-    page.page.wait_for_timeout(150)
     reach = 8 * 16 / 512
     on = [tuple(np.add(ON_ROCKET, np.multiply(direction, share * reach) * (1, 640 / 427))) for share in (0.3, 0.6, 0.9)]
     beyond = tuple(np.add(ON_ROCKET, np.multiply(direction, 1.1 * reach) * (1, 640 / 427)))
     blue = np.array([0x3D, 0xB8, 0xFF])
     for place in on:
-        assert np.abs(editor.colour_at(*place) - blue).max() < 30, place
+        editor.wait_until(lambda one, at=place: np.abs(one.colour_at(*at) - blue).max() < 30, f"no arrow at {place}")
     assert np.abs(editor.colour_at(*beyond) - blue).max() > 60
 
 

@@ -31,6 +31,12 @@ def values(page) -> list[dict]:
     ]
 
 
+def wait_for_counts(page, *counts: int) -> None:
+    """Until the editors in the graph have so many clicks."""
+    wanted = sorted(counts)
+    page.wait_until(lambda: sorted(len(value["clicks"]) for value in values(page)) == wanted, lambda: values(page))
+
+
 def test_a_saved_graph_is_the_same_after_the_page_was_loaded_again(filled):
     filled.click(0.3, 0.7)
     saved, text = filled.on.serialize(), filled.text
@@ -67,10 +73,9 @@ def test_a_copied_node_has_clicks_of_its_own(filled):
           app.canvas.pasteFromClipboard();
         }}"""
     )
-    page.page.wait_for_timeout(300)
-    assert values(page) == [VALUE, VALUE]
+    page.wait_until(lambda: values(page) == [VALUE, VALUE], lambda: values(page))
     filled.click(0.3, 0.7)
-    assert sorted(len(value["clicks"]) for value in values(page)) == [3, 4]
+    wait_for_counts(page, 3, 4)
 
 
 def test_the_graph_s_undo_and_redo_take_a_click_along(filled):
@@ -81,18 +86,17 @@ def test_the_graph_s_undo_and_redo_take_a_click_along(filled):
     page.page.mouse.click(1200, 800)  # the empty graph has the keyboard now
     page.page.wait_for_timeout(300)
     page.page.keyboard.press("Control+z")
-    page.page.wait_for_timeout(700)
-    assert [len(value["clicks"]) for value in values(page)] == [3]
+    wait_for_counts(page, 3)
+    page.page.wait_for_timeout(300)  # the host is still loading the graph that it went back to
     page.page.keyboard.press("Control+y")
-    page.page.wait_for_timeout(700)
-    assert [len(value["clicks"]) for value in values(page)] == [4]
+    wait_for_counts(page, 4)
     page.editor(2).wait_for_picture()
 
 
 def test_converting_to_a_subgraph_and_back_keeps_the_clicks(filled):
     page = filled.on
     page.run_js(f"() => {{ app.canvas.graph.convertToSubgraph(new Set([{filled.node_js}])); }}")
-    page.page.wait_for_timeout(400)
+    page.wait_until(lambda: page.serialize().get("definitions", {}).get("subgraphs"))
     (definition,) = page.serialize()["definitions"]["subgraphs"]
     (inner,) = [node for node in definition["nodes"] if node["type"] == "FollowClick_ClickToMask"]
     assert json.loads(inner["widgets_values"][0]) == VALUE
@@ -102,8 +106,7 @@ def test_converting_to_a_subgraph_and_back_keeps_the_clicks(filled):
           app.canvas.graph.unpackSubgraph(node);
         }"""
     )
-    page.page.wait_for_timeout(400)
-    assert values(page) == [VALUE]
+    page.wait_until(lambda: values(page) == [VALUE], lambda: values(page))
 
 
 def test_the_clicks_can_go_on_within_a_subgraph(filled):
@@ -114,7 +117,8 @@ def test_the_clicks_can_go_on_within_a_subgraph(filled):
           app.canvas.openSubgraph(node.subgraph, node);
         }}"""
     )
-    page.page.wait_for_timeout(500)
+    page.wait_until(lambda: len(values(page)) == 1, "the subgraph does not open")
+    page.page.wait_for_timeout(500)  # the host looks at the whole subgraph first
     page.look(1, (80, 80))
     inner_id = page.run_js(
         "() => String([...app.canvas.graph.nodes].find((node) => node.type === 'FollowClick_ClickToMask').id)"
@@ -125,7 +129,7 @@ def test_the_clicks_can_go_on_within_a_subgraph(filled):
     page.page.wait_for_timeout(300)
     inner = page.editor(inner_id).wait_for_picture()
     inner.click(0.3, 0.7)
-    assert len(inner.clicks) == 4
+    inner.wait_until(lambda one: len(one.clicks) == 4)
     (prompt,) = [node for node in page.api_form().values() if node["class_type"] == "FollowClick_ClickToMask"]
     assert prompt["inputs"]["clicks"] == inner.text
 
@@ -136,10 +140,9 @@ def test_another_tab_and_back_keeps_clicks_and_picture(filled):
     text = filled.text
     command = "async (name) => { await app.extensionManager.command.execute(name); }"
     page.run_js(command, "Comfy.NewBlankWorkflow")
-    page.page.wait_for_timeout(500)
-    assert values(page) == []
+    page.wait_until(lambda: values(page) == [], lambda: values(page))
     page.run_js(command, "Workspace.PreviousOpenedWorkflow")
-    page.page.wait_for_timeout(500)
+    page.wait_until(lambda: len(values(page)) == 1, lambda: values(page))
     again = page.editor(2).wait_for_picture()
     assert again.text == text
 

@@ -56,8 +56,7 @@ def test_a_picture_shows_through_a_bypassed_node(page, kit, photo):
 def test_a_muted_node_lets_no_picture_through(page, kit):
     invert = kit.node(3, "ImageInvert", {"image": (IMAGE, 1)}, {IMAGE: (IMAGE, [2])}, at=(290, 0))
     editor = between(page, kit, invert, 2)
-    page.page.wait_for_timeout(300)
-    assert "Queue once" in editor.hint
+    editor.wait_until(lambda one: "Queue once" in one.hint)
 
 
 def test_before_a_node_has_run_its_input_stands_in_and_after_the_run_the_exact_frame_is_there(page, kit, photo):
@@ -89,6 +88,33 @@ def test_before_a_node_has_run_its_input_stands_in_and_after_the_run_the_exact_f
     editor.wait_until(lambda one: "other proportions" in one.message)
     assert painted_like(editor, photo[:, 100:420])
     assert len(editor.clicks) == 1, "the clicks are kept"
+
+
+def test_another_crop_after_the_run_is_not_shown_as_the_exact_frame(page, kit, photo):
+    crop = kit.node(3, "ImageCrop", {"image": (IMAGE, 1)}, {IMAGE: (IMAGE, [2])}, [320, 427, 0, 0], at=(290, 0))
+    editor = between(page, kit, crop).wait_for_picture()
+    page.run_js(
+        """() => {
+          const preview = LiteGraph.createNode('MaskPreview');
+          preview.pos = [1000, 0];
+          app.graph.add(preview);
+          [...app.graph.nodes].find((node) => String(node.id) === '2').connect(0, preview, 0);
+        }"""
+    )
+    editor.click(0.5, 0.54)
+    page.run()
+    editor.wait_until(lambda one: "before" not in one.message)
+    set_x = """(x) => {
+      const node = [...app.graph.nodes].find((node) => node.type === 'ImageCrop');
+      const widget = node.widgets.find(({ name }) => name === 'x');
+      widget.value = x;
+      widget.callback?.(x);
+      app.canvas.setDirty(true, true);
+    }"""
+    page.run_js(set_x, 200)
+    editor.wait_until(lambda one: "before" in one.message, "the old frame still counts as exact")
+    page.run_js(set_x, 0)
+    editor.wait_until(lambda one: "before" not in one.message)
 
 
 def test_the_example_photo_is_shown(page, kit, photo):
@@ -126,8 +152,8 @@ def test_within_a_subgraph_the_picture_outside_is_shown_and_from_within_to_the_o
     assert painted_like(inner, photo)
     # The other way round: Load Image inside, the editor outside.
     page.load([kit.load_image(1, "rocket.jpg", {0: [1]}), kit.click_to_mask(2, 1)], [[1, 1, 0, 2, 0, IMAGE]])
+    page.editor(2).wait_for_picture()
     to_subgraph(page, 1)
-    page.page.wait_for_timeout(300)
     outer = page.editor(2).wait_for_picture()
     assert painted_like(outer, photo)
 
@@ -141,7 +167,8 @@ def to_subgraph(page, node_id: int) -> None:
         }""",
         node_id,
     )
-    page.page.wait_for_timeout(300)
+    page.wait_until(lambda: page.run_js("() => [...app.canvas.graph.nodes].some((node) => node.subgraph)"))
+    page.wait_for_frames(3)
 
 
 def enter_subgraph(page) -> None:
@@ -151,7 +178,8 @@ def enter_subgraph(page) -> None:
           app.canvas.openSubgraph(node.subgraph, node);
         }"""
     )
-    page.page.wait_for_timeout(500)
+    page.wait_until(lambda: page.run_js("() => app.canvas.graph !== (app.rootGraph ?? app.graph)"))
+    page.wait_for_frames(3)
 
 
 def inner_id(page) -> str:

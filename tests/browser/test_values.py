@@ -69,6 +69,16 @@ def test_a_text_that_cannot_be_read_is_said_so_and_kept(page, kit):
     assert "cannot be read" not in editor.message
 
 
+def test_more_objects_than_there_can_be_are_kept_as_text_too(page, kit):
+    for number in (9, 10**12):
+        text = f'[{{"x": 0.5, "y": 0.5, "label": 1, "object": {number}}}]'
+        nodes = [kit.load_image(1, "rocket.jpg", {0: [1]}), kit.click_to_mask(2, 1, text)]
+        page.load(nodes, [[1, 1, 0, 2, 0, "IMAGE"]])
+        editor = page.editor(2).wait_for_picture()
+        assert f"object number {number}" in editor.message
+        assert editor.text == text
+
+
 def test_a_pixel_list_of_another_pack_is_shown_where_it_belongs(page, kit):
     pixels = '[{"x": 320, "y": 230}]'
     page.load([kit.load_image(1, "rocket.jpg", {0: [1]}), kit.click_to_mask(2, 1, pixels)], [[1, 1, 0, 2, 0, "IMAGE"]])

@@ -27,6 +27,7 @@ import { INCLUDE, MAX_OBJECTS } from "./values.js";
 import { View } from "./view.js";
 
 const MESSAGE_SECONDS = 6;
+const LATE_MS = 300; // Nodes 2.0 is not done with some changes at once
 
 /** Whose element it is, to tell which node an element on the page belongs to. */
 const nodeOf = new WeakMap();
@@ -39,6 +40,8 @@ export class ClickEditor {
   #hovered = -1;
   #attached = false;
   #soon = 0;
+  /** What the masks were last asked for, and whether coarsely. */
+  #masked = { clicks: null, coarse: false };
   /** @type {(() => void)[]} what undoes `attach` */
   #releases = [];
   #message = { text: "", timer: 0 };
@@ -123,7 +126,10 @@ export class ClickEditor {
   /** Look again when what changes the graph now is done with it; not every change is followed by a drawing. */
   refreshSoon() {
     clearTimeout(this.#soon);
-    this.#soon = setTimeout(() => this.refresh(), 0);
+    this.#soon = setTimeout(() => {
+      this.refresh();
+      this.#soon = setTimeout(() => this.refresh(), LATE_MS);
+    }, 0);
   }
 
   /** After a run: the exact frame that the node received. */
@@ -211,6 +217,11 @@ export class ClickEditor {
   }
 
   #keyDown(event) {
+    if (this.gestures.dragging && event.key !== "Escape") {
+      event.preventDefault(); // the clicks are in the hand of the pointer
+      event.stopPropagation();
+      return;
+    }
     const typing = event.target.tagName === "INPUT";
     const moves = event.target !== this.canvas && !event.ctrlKey && !event.metaKey && event.key !== "Delete";
     if (typing || (moves && event.key !== "Backspace")) return;
@@ -237,10 +248,19 @@ export class ClickEditor {
 
   /** @param {import("./model.js").Change} change */
   #changed(change) {
-    if (change !== "view") this.masks.update({ dragging: change === "drag" });
+    if (change === "load") this.gestures.cancel(); // what was being dragged may be gone
+    if (change !== "view") this.#updateMasks(change === "drag");
     if (change === "edit") recordChange();
     if (change !== "drag") this.#speakSelected();
     this.#update();
+  }
+
+  /** Ask for the masks of the clicks, unless only the motion is another. */
+  #updateMasks(coarse) {
+    const { clicks } = this.model;
+    if (clicks === this.#masked.clicks && (coarse || !this.#masked.coarse)) return;
+    this.#masked = { clicks, coarse };
+    this.masks.update({ dragging: coarse });
   }
 
   #pictureChanged() {

@@ -50,8 +50,9 @@ export class PointerGestures {
     return this.#drag !== null;
   }
 
-  /** Put back what is being dragged. */
+  /** Put back what is being dragged, and let go of the picture. */
   cancel() {
+    this.#pan = null;
     if (!this.#drag) return;
     this.#drag = null;
     this.#surface.model.cancel();
@@ -79,7 +80,7 @@ export class PointerGestures {
   }
 
   #move(event) {
-    if (this.#pan) return this.#movePan(event);
+    if (this.#pan?.id === event.pointerId) return this.#movePan(event);
     const drag = this.#drag;
     if (!drag) {
       if (event.buttons & 4) forwardToGraph(event);
@@ -93,12 +94,14 @@ export class PointerGestures {
   }
 
   #up(event) {
-    if (event.button === MIDDLE) return this.#endPan(event);
     const drag = this.#drag;
-    if (drag?.id !== event.pointerId) return;
+    // With several buttons held, the one event of the pointer's release names the last of them.
+    if (this.#pan?.id === event.pointerId) this.#pan = null;
+    else if (drag?.id !== event.pointerId) return event.button === MIDDLE ? forwardToGraph(event) : undefined;
+    if (drag?.id !== event.pointerId) return undefined;
     this.#drag = null;
     if (!drag.isNew && !drag.moved) this.#surface.model.remove(drag.index);
-    this.#surface.model.finish();
+    return this.#surface.model.finish();
   }
 
   #wheel(event) {
@@ -122,11 +125,6 @@ export class PointerGestures {
     this.#surface.view.panBy(event.clientX - this.#pan.x, event.clientY - this.#pan.y);
     this.#pan = { ...this.#pan, x: event.clientX, y: event.clientY };
     this.#surface.moved();
-  }
-
-  #endPan(event) {
-    if (this.#pan) this.#pan = null;
-    else forwardToGraph(event);
   }
 
   /** All further events come here, also from outside the canvas; an event made by a script has no pointer to capture. */

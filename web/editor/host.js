@@ -122,13 +122,14 @@ export function onGraphDrawn(listener) {
 }
 
 /**
- * Call `listener` when the queue has run empty.
- * @param {() => void} listener
+ * Call `listener` with the number of prompts that are queued or run, whenever it changes.
+ * @param {(remaining: number) => void} listener
  * @returns {() => void} stops it
  */
-export function onQueueEmpty(listener) {
+export function onQueue(listener) {
   const onStatus = ({ detail }) => {
-    if (detail?.exec_info?.queue_remaining === 0) listener();
+    const remaining = detail?.exec_info?.queue_remaining;
+    if (Number.isInteger(remaining)) listener(remaining);
   };
   api.addEventListener("status", onStatus);
   return () => api.removeEventListener("status", onStatus);

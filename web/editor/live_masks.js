@@ -1,6 +1,6 @@
 /** The masks of the clicks as they stand, from the same function that the run uses. */
 
-import { inputIndex, inputLink, onQueueEmpty, postSegment } from "./host.js";
+import { inputIndex, inputLink, onQueue, postSegment } from "./host.js";
 import { MaskRequests } from "./masks.js";
 import { say } from "./text.js";
 import { middles } from "./tint.js";
@@ -10,6 +10,7 @@ import { INCLUDE } from "./values.js";
 // While dragging, masks are as large as they are looked at; at rest they are the run's own, up to this size.
 const DRAGGED_SIDE = 640;
 const RESTING_SIDE = 2048;
+const MAX_RETRIES = 10; // while nothing runs: the host still tidies up after a run, or many editors ask at once
 
 export class LiveMasks {
   /** @type {import("./masks.js").Masks | null} what to paint */
@@ -28,6 +29,9 @@ export class LiveMasks {
   #asked = "";
   #wired = "";
   #waits = false;
+  #queued = false;
+  #retries = 0;
+  #retryTimer = 0;
   #prepared = "";
 
   /**
@@ -54,9 +58,10 @@ export class LiveMasks {
 
   /** @returns {() => void} what undoes it */
   attach() {
-    const stop = onQueueEmpty(() => this.#queueEmpty());
+    const stop = onQueue((remaining) => this.#queueChanged(remaining));
     return () => {
       stop();
+      this.#stopWaiting();
       this.#reset();
       this.#requests.cancel();
     };
@@ -83,19 +88,21 @@ export class LiveMasks {
 
   /** Ask again if what is wired, or how the mask is grown, is another. */
   refresh() {
-    const wired = JSON.stringify(this.#settings());
+    const wired = JSON.stringify([this.#settings(), this.#unseen()]);
     if (wired === this.#wired) return;
     this.#wired = wired;
     this.update({ dragging: false });
+    this.#onChange(); // the note may be another though the masks are the same
   }
 
-  /** @param {{dragging: boolean}} how */
-  update({ dragging }) {
+  /** @param {{dragging: boolean, again?: boolean}} how again: after the server was busy */
+  update({ dragging, again = false }) {
     const request = this.#request(dragging);
     const asked = request ? JSON.stringify(request) : "";
     if (asked === this.#asked) return;
     this.#asked = asked;
-    this.#waits = false;
+    this.#stopWaiting();
+    if (!again) this.#retries = 0;
     if (request) this.#requests.ask(request, { urgent: !dragging });
     else {
       this.#requests.cancel();
@@ -124,11 +131,17 @@ export class LiveMasks {
     const includes = (object) =>
       (drawn && object === 1) || this.#model.clicksOf(object).some(({ label }) => label === INCLUDE);
     const lacking = this.#model.clicks.find(({ object }) => !includes(object));
-    const wired = ["positive_points", "negative_points"].some((name) =>
-      inputLink(this.#node, inputIndex(this.#node, name)),
-    );
-    this.note = lacking ? say("only_excluded", { object: lacking.object }) : wired ? say("wired_points") : "";
+    const unseen = this.#unseen();
+    this.note = lacking ? say("only_excluded", { object: lacking.object }) : unseen && say(unseen);
     return this.#model.clicks.filter(({ object }) => includes(object));
+  }
+
+  /** The word for what is wired but known only when the graph runs, so that its mask will be another; or "". */
+  #unseen() {
+    const wired = (name) => Boolean(inputLink(this.#node, inputIndex(this.#node, name)));
+    if (wired("drawn_mask") && !findDrawnMask(this.#node, "drawn_mask")) return "wired_mask";
+    if (wired("positive_points") || wired("negative_points")) return "wired_points";
+    return wired("grow") ? "wired_grow" : "";
   }
 
   #settings() {
@@ -148,17 +161,37 @@ export class LiveMasks {
   }
 
   #failed(error) {
-    this.#waits = error.busy;
     this.#reset();
     this.problem = error.busy ? "" : error.status ? error.message : say("no_server", { reason: error.message });
     this.note = error.busy ? say("waiting") : "";
+    if (error.busy) this.#wait(error.retryAfter);
     this.#onChange();
   }
 
-  #queueEmpty() {
-    if (!this.#waits) return;
+  /** For the queue to run empty, or, if nothing runs, as long as the server says. */
+  #wait(seconds) {
+    this.#stopWaiting();
+    this.#waits = true;
+    if (this.#queued || this.#retries >= MAX_RETRIES) return;
+    this.#retries++;
+    this.#retryTimer = setTimeout(() => this.#askAgain(), seconds * 1000);
+  }
+
+  #stopWaiting() {
+    clearTimeout(this.#retryTimer);
+    this.#waits = false;
+  }
+
+  #queueChanged(remaining) {
+    this.#queued = remaining > 0;
+    if (this.#queued) return clearTimeout(this.#retryTimer);
+    this.#retries = 0;
+    return this.#waits ? this.#askAgain() : undefined;
+  }
+
+  #askAgain() {
     this.#asked = "";
-    this.update({ dragging: false });
+    this.update({ dragging: false, again: true });
   }
 
   #reset() {

@@ -16,10 +16,15 @@ const BUSY = 503;
 const OUTDATED = 409;
 
 export class MaskError extends Error {
-  /** @param {string} message @param {number} status of the answer, 0 if there was none */
-  constructor(message, status) {
+  /**
+   * @param {string} message
+   * @param {number} status of the answer, 0 if there was none
+   * @param {number} retryAfter seconds
+   */
+  constructor(message, status, retryAfter = 1) {
     super(message);
     this.status = status;
+    this.retryAfter = retryAfter;
   }
 
   get busy() {
@@ -89,7 +94,8 @@ async function segment(request, signal) {
   const answer = await postSegment(request, signal);
   if (!answer.ok) {
     const text = await answer.text();
-    throw new MaskError(sentence(text) || `${answer.status} ${answer.statusText}`, answer.status);
+    const retryAfter = Number(answer.headers.get("Retry-After")) || 1;
+    throw new MaskError(sentence(text) || `${answer.status} ${answer.statusText}`, answer.status, retryAfter);
   }
   const objects = JSON.parse(answer.headers.get("X-FollowClick-Objects") ?? "[]");
   return { ...(await readBits(await answer.arrayBuffer())), objects };

@@ -126,9 +126,9 @@ export class ClickModel {
     this.#placePixels();
   }
 
-  /** @returns {import("./values.js").Motion} */
+  /** What to show; what is not said is not stored either. @returns {Required<import("./values.js").Motion>} */
   motionOf(object) {
-    return this.#now.motions[object] ?? { motion_prompt: "", motion_magnitude: DEFAULT_MAGNITUDE };
+    return { motion_prompt: "", motion_magnitude: DEFAULT_MAGNITUDE, ...this.#now.motions[object] };
   }
 
   clicksOf(object) {
@@ -200,7 +200,7 @@ export class ClickModel {
 
   /** @param {Partial<import("./values.js").Motion>} change */
   setMotion(object, change) {
-    this.#edit({ motions: { ...this.#now.motions, [object]: { ...this.motionOf(object), ...change } } });
+    this.#edit({ motions: { ...this.#now.motions, [object]: { ...this.#now.motions[object], ...change } } });
   }
 
   /** What follows, up to `finish`, is one step of the history. */

@@ -7,9 +7,6 @@ import { findPicture } from "./upstream.js";
 
 const INPUT = "image";
 
-/** What was upstream when a frame was made, by the frame's file: the host keeps frames, but not what they belong to. */
-const madeOf = new Map();
-
 export class Source {
   /** @type {HTMLImageElement | null} */
   picture = null;
@@ -23,6 +20,8 @@ export class Source {
   #node;
   #onChange;
   #upstream = "";
+  /** The last run's frame and what was upstream then: the host keeps the frame, but not what it belongs to. */
+  #made = { frame: "", upstream: "" };
   #shown = "";
 
   /**
@@ -44,7 +43,7 @@ export class Source {
     const link = inputLink(this.#node, inputIndex(this.#node, INPUT));
     const wired = link !== null;
     const found = wired ? findPicture(this.#node, INPUT) : null;
-    this.#upstream = JSON.stringify(found?.exact ? [found.ref] : [found?.ref, found?.through, link?.origin_id]);
+    this.#upstream = JSON.stringify(found?.exact ? [found.ref] : [found?.ref, found?.passed, link?.origin_id]);
     const frame = wired ? this.#frame() : null;
     const ref = frame ? { file: frame } : (found?.ref ?? null);
     const [exact, through] = [Boolean(frame) || (found?.exact ?? true), found?.through ?? ""];
@@ -60,7 +59,7 @@ export class Source {
   ran(frame) {
     if (!frame) return;
     this.refresh();
-    madeOf.set(frame.filename, this.#upstream);
+    this.#made = { frame: frame.filename, upstream: this.#upstream };
   }
 
   forget() {
@@ -71,7 +70,8 @@ export class Source {
   /** The last run's frame, if it is of what is upstream now. */
   #frame() {
     const frame = outputsOf(this.#node)?.followclick_frame?.[0];
-    return frame && madeOf.get(frame.filename) === this.#upstream ? frame : null;
+    const { frame: made, upstream } = this.#made;
+    return frame && frame.filename === made && upstream === this.#upstream ? frame : null;
   }
 
   async #show(ref) {

@@ -38,6 +38,8 @@ export const ENGLISH = {
   misfit: "The picture has other proportions: check where the clicks lie.",
   only_excluded: "Object {object} has only excluding clicks; add one on the object.",
   wired_points: "The wired points join these clicks when the graph runs.",
+  wired_mask: "The wired mask joins when the graph runs; it is not in what is shown here.",
+  wired_grow: "The wired “grow” counts when the graph runs; it is not in what is shown here.",
   not_loaded: "The picture cannot be loaded. Was the file moved or deleted?",
   no_server: "The server does not answer ({reason}). The clicks are kept.",
   waiting: "The mask follows when the queue is empty.",

@@ -8,8 +8,8 @@ import { inputIndex, inputLink, outputsOf, rootGraph } from "./host.js";
 /**
  * @typedef {{filename: string, subfolder?: string, type?: string}} FileRef
  * @typedef {{file?: FileRef, example?: string}} PictureRef what the routes take
- * @typedef {{ref: PictureRef, exact: boolean, through: string}} Found `exact` is false if a node in between, named
- *   by `through`, has yet to run and may change the picture
+ * @typedef {{ref: PictureRef, exact: boolean, through: string, passed: string}} Found `exact` is false if a node in
+ *   between, named by `through`, has yet to run and may change the picture; `passed` tells the settings of such nodes
  */
 
 const BYPASSED = 4;
@@ -50,6 +50,7 @@ class Walk {
   slot = 0;
   exact = true;
   through = "";
+  #passed = []; // the settings of the nodes that have yet to run
   #instances = []; // subgraph nodes that were entered from the outside
   #steps = 0;
 
@@ -61,7 +62,9 @@ class Walk {
   /** @returns {Found | null} */
   picture() {
     for (let ref; this.source; ) {
-      if ((ref = pictureOf(this.source) ?? previewOf(this.source, this.slot))) return { ref, exact: this.exact, through: this.through };
+      if ((ref = pictureOf(this.source) ?? previewOf(this.source, this.slot))) {
+        return { ref, exact: this.exact, through: this.through, passed: JSON.stringify(this.#passed) };
+      }
       // A node that has yet to run: what goes into it is close to what comes out, if only one picture goes in.
       const node = this.source;
       const images = [...(node.inputs ?? []).keys()].filter(
@@ -69,6 +72,7 @@ class Walk {
       );
       if (images.length !== 1) return null;
       this.exact = false;
+      this.#passed.push(settingsOf(node));
       this.through ||= node.title || node.type;
       if (!this.#follow(node, images[0])) return null;
     }
@@ -150,6 +154,26 @@ function uploadedFile(node) {
 }
 
 const widgetValue = (node, name) => node.widgets?.find((widget) => widget.name === name)?.value;
+
+const valuesOf = (node) => node?.widgets?.map(({ name, value }) => [name, plain(value)]) ?? [];
+
+/** What decides how a node changes a picture: its widgets, and what is wired to it, with the widgets of that. */
+function settingsOf(node) {
+  const links = [...(node.inputs ?? []).keys()].map((index) => {
+    const link = inputLink(node, index);
+    return link && [link.origin_id, link.origin_slot, valuesOf(node.graph.getNodeById(link.origin_id))];
+  });
+  return [node.id, node.type, valuesOf(node), links];
+}
+
+/** A widget may hold anything, also what cannot be written as JSON. */
+function plain(value) {
+  try {
+    return JSON.stringify(value) ?? "";
+  } catch {
+    return String(value);
+  }
+}
 
 /** A node that stands for this subgraph, wherever it is. */
 function instanceOf(graph, within = rootGraph(), seen = new Set()) {

@@ -6,7 +6,7 @@
  *
  * @typedef {[number, number]} Size width and height in pixels
  * @typedef {{x: number, y: number, label: 0 | 1, object: number, candidate?: number}} Click
- * @typedef {{motion_prompt: string, motion_magnitude: number}} Motion
+ * @typedef {{motion_prompt?: string, motion_magnitude?: number}} Motion what an object does not say, others say for it
  * @typedef {{clicks: readonly Click[], motions: Readonly<Record<number, Motion>>}} Selection
  * @typedef {Selection & {imageSize: Size | null, inPixels: boolean}} ParsedValue
  */
@@ -111,7 +111,7 @@ function toClick({ x, y, object = 1, candidate }, label, inPixels) {
   const top = inPixels ? 1e9 : 1;
   if (!(x >= 0 && x <= top && y >= 0 && y <= top)) throw new Error(`a click lies outside the picture, at (${x}, ${y})`);
   if (label !== INCLUDE && label !== EXCLUDE) throw new Error(`a click has the label ${label}`);
-  if (!Number.isInteger(object) || object < 1) throw new Error(`a click has the object number ${object}`);
+  if (!Number.isInteger(object) || object < 1 || object > MAX_OBJECTS) throw new Error(`a click has the object number ${object}`);
   const click = { x, y, label, object };
   return Number.isInteger(candidate) ? { ...click, candidate } : click;
 }
@@ -120,10 +120,10 @@ function toClick({ x, y, object = 1, candidate }, label, inPixels) {
 function toMotions(objects) {
   const motions = {};
   for (const [number, motion] of Object.entries(objects ?? {})) {
-    const magnitude = Number(motion?.motion_magnitude ?? DEFAULT_MAGNITUDE);
+    const [prompt, magnitude] = [motion?.motion_prompt, Number(motion?.motion_magnitude ?? NaN)];
     motions[number] = {
-      motion_prompt: String(motion?.motion_prompt ?? ""),
-      motion_magnitude: Number.isFinite(magnitude) ? Math.min(Math.max(magnitude, 0), MAX_MAGNITUDE) : DEFAULT_MAGNITUDE,
+      ...(prompt == null ? {} : { motion_prompt: String(prompt) }),
+      ...(Number.isFinite(magnitude) ? { motion_magnitude: Math.min(Math.max(magnitude, 0), MAX_MAGNITUDE) } : {}),
     };
   }
   return motions;

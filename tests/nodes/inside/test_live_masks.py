@@ -118,6 +118,27 @@ def test_a_picture_without_clicks_is_made_ready(pack, masks, photo, segmenters, 
     assert answer(masks, asked(pack)) is not None
 
 
+def test_a_large_segmenter_is_loaded_for_a_click_only(
+    pack, masks, photo, segmenters, other_weights, folders, monkeypatch
+):
+    monkeypatch.setattr(segmenters, "SMALL_MODEL", 1)
+    with monkeypatch.context() as untouched:
+        untouched.setattr(segmenters, "load_segmenter", lambda *_: pytest.fail("read"))
+        untouched.setattr(comfy.model_management, "load_models_gpu", lambda *_: pytest.fail("loaded"))
+        assert answer(masks, asked(pack, [], segmenter=other_weights)) is None
+        (folders / "input" / "text.png").write_text("no picture")
+        with pytest.raises(ValueError, match="no picture"):
+            answer(masks, asked(pack, [], image="text.png", segmenter=other_weights))
+        with pytest.raises(ValueError, match="There is no segmenter"):
+            answer(masks, asked(pack, [], segmenter="absent.pth"))
+    assert answer(masks, asked(pack, segmenter=other_weights)) is not None
+    # Now that it is there, the next picture is made ready at once.
+    Image.open(folders / "input" / "photo.png").rotate(180).save(folders / "input" / "next.png")
+    seen = len(segmenters._seen)
+    assert answer(masks, asked(pack, [], image="next.png", segmenter=other_weights)) is None
+    assert len(segmenters._seen) == seen + 1
+
+
 def test_pictures_are_known_by_their_content(pack, masks, photo, folders, segmenters, monkeypatch):
     embedded = []
     model = segmenters.segmenter("demo").segmenter
@@ -288,6 +309,26 @@ def test_the_hosts_worker_does_not_stop_the_cpu(pack, masks, photo, queue, segme
     assert any(each.model is hosted.patcher for each in comfy.model_management.current_loaded_models)
 
 
+def test_unloading_lets_go_of_what_was_made_beside_a_prompt(pack, masks, photo, queue, segmenters, demo, other_weights):
+    """The host does not know that segmenter; it unloads the models of the prompt."""
+    comfy.model_management.load_models_gpu([demo.motion_model.patcher])
+    start_prompt(queue)
+    answer(masks, asked(pack, segmenter=other_weights))
+    held = weakref.ref(segmenters.segmenter(other_weights).segmenter.sam)
+    assert segmenters._seen
+    end_prompt(queue)
+    comfy.model_management.unload_all_models()
+    assert not segmenters._seen
+    wait_for(lambda: gc.collect() is not None and held() is None)
+
+
+def test_unloading_another_model_leaves_what_the_host_knows(pack, masks, photo, queue, segmenters, demo):
+    comfy.model_management.load_models_gpu([demo.motion_model.patcher])
+    answer(masks, asked(pack))
+    demo.motion_model.patcher.detach()
+    assert segmenters._seen and segmenters._kept
+
+
 @pytest.mark.parametrize("loaded_before", [False, True])
 def test_a_running_prompt_has_the_gpu_for_itself(pack, masks, photo, queue, segmenters, loaded_before, monkeypatch):
     if loaded_before:
@@ -296,6 +337,32 @@ def test_a_running_prompt_has_the_gpu_for_itself(pack, masks, photo, queue, segm
     monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *_: pytest.fail("loaded"))
     start_prompt(queue)
     with pytest.raises(pack.module("nodes.host_server").PromptRunsError, match="try again when it ends"):
+        answer(masks, asked(pack))
+
+
+def test_a_click_waits_while_the_worker_tidies_up_after_a_prompt(pack, masks, photo, queue, segmenters, monkeypatch):
+    hosted = segmenters.segmenter("demo")
+    answer(masks, asked(pack))  # so that nothing is to be loaded onto the device that is only called a GPU
+    start_prompt(queue)
+    end_prompt(queue)
+    monkeypatch.setattr(hosted.patcher, "load_device", torch.device("cuda"))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(answer, masks, asked(pack))
+        time.sleep(0.2)
+        assert not waiting.done()
+        # Meanwhile the worker may unload a model, which needs the segmenters' lock.
+        assert not is_held(segmenters._turn) and not is_held(queue.mutex)
+        wait_for_prompt(queue)
+        assert waiting.result(10) is not None
+
+
+def test_a_worker_that_tidies_up_for_long_is_not_waited_for(pack, masks, photo, queue, segmenters, monkeypatch):
+    module = pack.module("nodes.host_server")
+    start_prompt(queue)
+    end_prompt(queue)
+    monkeypatch.setattr(segmenters.segmenter("demo").patcher, "load_device", torch.device("cuda"))
+    monkeypatch.setattr(module, "TIDYING_SECONDS", 0.1)
+    with pytest.raises(module.PromptRunsError):
         answer(masks, asked(pack))
 
 

@@ -1,6 +1,7 @@
 """Picture files named from outside: only those of the host's folders, and decoded as Load Image does."""
 
 import os
+import warnings
 
 import folder_paths
 import numpy as np
@@ -44,6 +45,11 @@ def of_two_frames(path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
 
 
+def of_two_frames_with_alpha(path) -> None:
+    frames = [with_alpha(), with_alpha().transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, lossless=True)
+
+
 def palette_with_hole(path) -> None:
     picture = colours().quantize(16)
     picture.save(path, transparency=3)
@@ -70,6 +76,7 @@ WRITERS = {
     "print.jpg": lambda path: colours().convert("CMYK").save(path),
     "two.gif": of_two_frames,
     "two.webp": of_two_frames,
+    "two_alpha.webp": of_two_frames_with_alpha,
     "plain.bmp": lambda path: colours().save(path),
     "cut.jpg": truncated,
 }
@@ -83,7 +90,7 @@ def test_a_picture_and_its_mask_are_those_of_load_image(pack, folders, find, nam
     pictures, host = pack.module("nodes.host_pictures"), pack.module("nodes.host")
     file = find(name, "", "input")
     np.testing.assert_array_equal(pictures.picture_pixels(file), host.image_to_array(image))
-    drawn, expected = pictures.drawn_pixels(file), host.drawn_mask_of(mask[:1])
+    drawn, expected = pictures.drawn_pixels(file), host.drawn_mask_of(mask)
     assert (drawn is None) == (expected is None)
     if drawn is not None:
         np.testing.assert_array_equal(drawn, expected)
@@ -99,6 +106,9 @@ def test_the_pictures_of_that_test_are_what_their_names_say(folders):
     assert opened["deep.png"][0] == "I;16" and opened["deep.tiff"][0] == "I"
     assert opened["palette.png"][0] == "P" and opened["grey_alpha.png"][0] == "LA" and opened["print.jpg"][0] == "CMYK"
     assert opened["two.gif"][1] == opened["two.webp"][1] == 2
+    assert opened["two_alpha.webp"][:2] == ("RGBA", 2)
+    masks = nodes.LoadImage().load_image("two_alpha.webp")[1]
+    assert len(masks) == 2 and not torch.equal(*masks)
     assert opened["turned.jpg"][2] == SIZE
     assert nodes.LoadImage().load_image("turned.jpg")[0].shape[1:3] == SIZE
 
@@ -201,6 +211,16 @@ def test_huge_pictures_are_refused_by_their_header(pack, folders, find, size, mo
         pack.module("nodes.host_pictures").picture_pixels(find("huge.png", "", "input"))
 
 
+@pytest.mark.parametrize("action", ["error", "default"])
+def test_the_filters_of_warnings_are_left_alone(pack, folders, find, monkeypatch, action):
+    """They are the whole process's, and the host's worker runs in another thread."""
+    (folders / "input" / "huge.png").write_bytes(bomb(10_000, 9_000))  # Pillow warns of it
+    monkeypatch.setattr(warnings, "catch_warnings", lambda *_: pytest.fail("filtered"))
+    warnings.simplefilter(action)  # until the end of the test: pytest restores them
+    with pytest.raises(ValueError, match="too large"):
+        pack.module("nodes.host_pictures").picture_pixels(find("huge.png", "", "input"))
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n"])
 def test_what_is_no_picture_is_refused(pack, folders, find, content):
     (folders / "input" / "some.png").write_bytes(content)
@@ -208,6 +228,7 @@ def test_what_is_no_picture_is_refused(pack, folders, find, content):
         pack.module("nodes.host_pictures").picture_pixels(find("some.png", "", "input"))
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_damage_of_every_kind_is_said_in_a_sentence(pack, folders, find):
     """Bytes changed at random all over a file: Pillow's decoders raise whatever they like."""
     rng = np.random.default_rng(0)
@@ -247,5 +268,6 @@ def test_a_drawn_mask_is_what_is_at_least_half_opaque(pack):
     assert read(None) is None and read(torch.zeros(1, 64, 64)) is None and read(torch.full((1, 4, 4), 0.49)) is None
     two = torch.zeros(2, 3, 4)
     two[0, 0, 0], two[1, 2, 3], two[0, 1, 1] = 1.0, 0.5, 0.4
-    assert np.argwhere(read(two)).tolist() == [[0, 0], [2, 3]]
+    assert np.argwhere(read(two)).tolist() == [[0, 0]] and np.argwhere(read(two[1:])).tolist() == [[2, 3]]
+    assert read(two[:0]) is None
     assert read(torch.ones(5, 7)).shape == (5, 7)
