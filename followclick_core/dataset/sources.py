@@ -80,7 +80,12 @@ def read_source(source: str | Path, video_folder: str | Path | None = None) -> I
 
 def shown(text: str) -> str:
     """A name that any file and terminal takes: bytes that are no UTF-8 are written as escapes."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace") if _is_strange(text) else text
+    if not _is_strange(text):
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a half of a character, which JSON's escapes can name
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _read_folder(folder: Path) -> Iterator[Entry]:
