@@ -111,7 +111,7 @@ def train_on_shards(
         parts = load_parts(preset, begin, params)
         clips = ClipData(data, params, workers)
         if accelerator.is_main_process:
-            save_config(run, preset, params, begin, data, clips)
+            save_config(run, preset, params, begin, data, clips, accelerator.num_processes)
             write_parts(parts, params, run, preset, begin)
         model = ClipModel(parts.unet, parts.motion, parts.text, parts.seen)
         choose_trainable(model, params.trainable, params.lora_rank)
@@ -221,7 +221,13 @@ def _conditions_of(model: MotionModel) -> dict[str, Any]:
 
 
 def save_config(
-    run: RunDir, preset: Preset, params: ClipTrainParams, start: Start, data: str | Path, clips: ClipData
+    run: RunDir,
+    preset: Preset,
+    params: ClipTrainParams,
+    start: Start,
+    data: str | Path,
+    clips: ClipData,
+    processes: int,
 ) -> None:
     config: dict[str, Any] = {
         "preset": preset.name,
@@ -230,6 +236,7 @@ def save_config(
         "data": str(data),
         "clips": len(clips),
         "clips_held_out": len(clips.held_out),
+        "processes": processes,
         "model": asdict(preset),
         "torch": torch.__version__,
     }
