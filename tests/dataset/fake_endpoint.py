@@ -15,8 +15,8 @@ class FakeEndpoint:
     `429`, `500`: that status on the first two requests for the caption, then an answer. `slow`: an answer after
     `delay` seconds. `garbage`: a body that is no JSON. `prose`: a completion whose content is no JSON. `schema`: JSON
     of another shape. `half`: half of a character, as a JSON escape. `halves`: the same, outside of any JSON. `deep`:
-    brackets within brackets. `deeper`: a body of such. `parts`: a list where the content should be. `once`: prose first,
-    then an answer. `forbidden`: 401 always. Anything else is answered.
+    brackets within brackets. `deeper`: a body of such. `parts`: a list where the content should be. `once`: prose
+    first, then an answer. `forbidden`: 401 always. Anything else is answered.
     """
 
     def __init__(self, delay: float = 0.0):
