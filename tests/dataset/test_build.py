@@ -13,6 +13,7 @@ import pytest
 
 from followclick_core.__main__ import main
 from followclick_core.dataset.build import build
+from followclick_core.dataset.pack import PackStep
 from followclick_core.dataset.params import BuildParams, CaptionParams, ClipParams, MotionParams, RunParams, Thresholds
 from followclick_core.dataset.steps import CRASHES
 from followclick_core.dataset.store import Store
@@ -202,6 +203,20 @@ def test_phrases_come_from_the_source_the_endpoint_or_the_rules_and_say_so(add_v
     assert report.content["captions"]["quarantined"] == 2
     assert "in quarantine: schema house (wrong schema" in (tmp_path / "out" / "report.md").read_text()
     assert report.content["clips"]["in shards with a motion phrase"] == 3
+
+
+def test_a_phrase_of_blanks_is_counted_as_none_also_where_an_earlier_build_kept_it(add_video, tmp_path):
+    add_video("a", "A square slides down")
+    folder = tmp_path / "out"
+    build(tmp_path / "videos", folder, PARAMS)
+    store = Store(folder)
+    labels = store.read("labels", 0)
+    [record] = labels["kept"].values()
+    record["motion_prompt"] = " \n"
+    store.write("labels", 0, labels | {"digest": "earlier"})
+    PackStep(str(folder), "followed", None, "", "cpu").run(0)
+    assert store.read("shards", 0)["with_motion_prompt"] == 0
+    assert [sample["motion.txt"] for sample in samples_of(folder).values()] == [b""]
 
 
 def test_a_dead_endpoint_costs_its_phrases_and_the_next_run_gets_them(add_video, tmp_path):
