@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--gpus-per-worker", type=float, default=1.0, metavar="X", help="with cuda (default 1)")
     group.add_argument(
+        "--retry-failed", action="store_true", help="do parts again with videos that were missing, unreadable or failed"
+    )
+    group.add_argument(
         "--videos-per-part", type=_whole, default=64, metavar="N", help="at most, in one shard (default 64)"
     )
 
@@ -132,6 +135,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.videos,
             progress=progress,
             retry_quarantined=arguments.retry_quarantined,
+            retry_failed=arguments.retry_failed,
         )
     if not arguments.quiet:
         print(_summary(arguments.out, report))

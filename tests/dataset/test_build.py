@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from followclick_core.__main__ import main
-from followclick_core.dataset.build import build
+from followclick_core.dataset import clips
+from followclick_core.dataset.build import _with_absolute_paths, build
+from followclick_core.dataset.decode import VideoError
 from followclick_core.dataset.pack import PackStep
 from followclick_core.dataset.params import BuildParams, CaptionParams, ClipParams, MotionParams, RunParams, Thresholds
+from followclick_core.dataset.plan import read_part
 from followclick_core.dataset.steps import CRASHES
 from followclick_core.dataset.store import Store
 
@@ -203,6 +206,45 @@ def test_phrases_come_from_the_source_the_endpoint_or_the_rules_and_say_so(add_v
     assert report.content["captions"]["quarantined"] == 2
     assert "in quarantine: schema house (wrong schema" in (tmp_path / "out" / "report.md").read_text()
     assert report.content["clips"]["in shards with a motion phrase"] == 3
+
+
+def test_relative_paths_are_those_of_the_same_files(add_video, tmp_path, monkeypatch):
+    add_video("a")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": "a.mp4", "caption": "A square slides down"}))
+    build(tmp_path / "list.jsonl", tmp_path / "out", PARAMS, tmp_path / "videos")
+    before = {step: times_of(tmp_path / "out", step) for step in ("clips", "motion", "shards")}
+    monkeypatch.chdir(tmp_path)
+    build("list.jsonl", "out", PARAMS, "videos")
+    assert {step: times_of(tmp_path / "out", step) for step in before} == before
+    assert read_part(Store(tmp_path / "out"), 0)[0].path == str(tmp_path / "videos" / "a.mp4")
+
+
+def test_weights_reach_workers_by_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = _with_absolute_paths(BuildParams(motion=MotionParams(raft="raft.pth"), latents="weights"))
+    assert (params.motion.raft, params.latents) == (str(tmp_path / "raft.pth"), str(tmp_path / "weights"))
+    assert _with_absolute_paths(BuildParams(latents="demo")) == BuildParams(latents="demo")
+
+
+def test_a_failure_of_the_machine_is_made_up_for_when_asked(add_video, tmp_path, monkeypatch):
+    add_video("a"), add_video("b")
+    folder = tmp_path / "out"
+    opened = clips.open_video
+
+    def fail(video):
+        if video.name == "b.mp4":
+            raise VideoError("file is missing", "Stale file handle")
+        return opened(video)
+
+    monkeypatch.setattr(clips, "open_video", fail)
+    assert build(tmp_path / "videos", folder, PARAMS).problems == {"file is missing": 1}
+    monkeypatch.setattr(clips, "open_video", opened)
+    before = times_of(folder, "clips")
+    assert build(tmp_path / "videos", folder, PARAMS).kept == 1
+    report = build(tmp_path / "videos", folder, PARAMS, retry_failed=True)
+    assert report.kept == 2 and not report.problems and len(samples_of(folder)) == 2
+    after = times_of(folder, "clips")
+    assert [name for name in after if after[name] != before[name]] == ["part-000001.tar"]
 
 
 def test_a_phrase_of_blanks_is_counted_as_none_also_where_an_earlier_build_kept_it(add_video, tmp_path):
