@@ -55,6 +55,12 @@ def _clip_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cut-threshold", type=float, default=27.0, metavar="X", help="scenedetect's content value (default 27)"
     )
+    group.add_argument(
+        "--decoder",
+        default="pyav",
+        metavar="pyav|torchcodec",
+        help="torchcodec misses patched-up damage (default pyav)",
+    )
     group.add_argument("--jpeg-quality", type=_whole, default=95, metavar="N", help="of stored frames (default 95)")
     group.add_argument(
         "--latents", metavar="FOLDER", help="also store latents and text embeddings by these weights, or by `demo`"
@@ -158,6 +164,7 @@ def _params(arguments: argparse.Namespace) -> "BuildParams":
             clips_per_video=arguments.clips_per_video,
             cut_threshold=arguments.cut_threshold,
             jpeg_quality=arguments.jpeg_quality,
+            decoder=arguments.decoder,
         ),
         motion=MotionParams(
             raft=arguments.raft,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import check_writable, sha256_of, write_json
+from .decode import torchcodec_is_there
 from .labels import Labeller
 from .pack import DEMO_WEIGHTS, PackStep, weights_digest
 from .params import BuildParams, ClipParams, MotionParams
@@ -53,6 +54,8 @@ def build(
     """
     progress = progress or (lambda stage, done, total: None)
     store = Store(folder)
+    if params.clips.decoder == "torchcodec" and not torchcodec_is_there():
+        raise ValueError("torchcodec cannot be imported; install it and FFmpeg, or decode by pyav.")
     entries = read_source(os.path.abspath(source), os.path.abspath(video_folder) if video_folder else None)
     estimator, weights = _estimator_name(params.motion), weights_digest(params.latents)
     params = _with_absolute_paths(params)

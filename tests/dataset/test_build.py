@@ -231,10 +231,10 @@ def test_a_failure_of_the_machine_is_made_up_for_when_asked(add_video, tmp_path,
     folder = tmp_path / "out"
     opened = clips.open_video
 
-    def fail(video):
+    def fail(video, decoder):
         if video.name == "b.mp4":
             raise VideoError("file is missing", "Stale file handle")
-        return opened(video)
+        return opened(video, decoder)
 
     monkeypatch.setattr(clips, "open_video", fail)
     assert build(tmp_path / "videos", folder, PARAMS).problems == {"file is missing": 1}
@@ -336,6 +336,7 @@ def test_the_command_says_what_it_did_and_answers_bad_input_by_one_sentence(add_
         (["--latents", "gone"], "There is no autoencoder.safetensors in gone"),
         (["--workers", "0"], "Workers are 1 or more"),
         (["--device", "toaster"], "on cpu or cuda, not on 'toaster'"),
+        (["--decoder", "gif"], "no decoder 'gif'; choose one of pyav, torchcodec"),
         (["--frames", "x"], "'x' is no whole number"),
     ):
         assert main([*arguments, *extra]) == 2, extra
@@ -429,3 +430,14 @@ def test_a_disk_that_is_really_full_ends_the_command_by_one_sentence(add_video, 
     make_room()
     assert main(command) == 0
     assert len(samples_of(folder / "out")) == 3
+
+
+def test_torchcodec_must_be_there_if_asked_for_and_is_not_used_otherwise(add_video, tmp_path, monkeypatch):
+    add_video("a")
+    asked = replace(PARAMS, clips=replace(PARAMS.clips, decoder="torchcodec"))
+    monkeypatch.setattr("followclick_core.dataset.build.torchcodec_is_there", lambda: False)
+    with pytest.raises(ValueError, match="torchcodec cannot be imported"):
+        build(tmp_path / "videos", tmp_path / "out", asked)
+    build(tmp_path / "videos", tmp_path / "out", PARAMS)
+    [sample] = samples_of(tmp_path / "out").values()
+    assert json.loads(sample["json"])["source"]["decoder"] == "pyav"
