@@ -19,6 +19,7 @@ from jaxtyping import Float
 from PIL import Image as PillowImage
 from torch import Tensor
 
+from ..dataset.store import digest_of
 from ..dataset.tars import TarIndex
 from ..shapes import Masks, PerSample
 
@@ -154,6 +155,11 @@ def find_shards(folder: str | Path) -> list[Path]:
     if not shards:
         raise FileNotFoundError(f"There are no shards with clips in {folder}; make them by build-dataset.")
     return shards
+
+
+def shards_digest(folder: str | Path) -> str:
+    """Changes with the clips of a build: of its shards' names and manifests."""
+    return digest_of([(shard.name, _manifest(shard)) for shard in find_shards(folder)])
 
 
 @dataclass(frozen=True)
