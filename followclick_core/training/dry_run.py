@@ -142,9 +142,7 @@ def _compute(preset: Preset, params: ClipTrainParams, device: torch.device) -> D
     memory = _persistent(model, params) | {"autoencoder, float32": 4 * autoencoder}
     memory |= {"activations and gradients at their height": living.peak}
     matmul, peak = _matmul_speed(device), sum(memory.values())
-    return _report(
-        preset, params, str(device), False, model, memory, peak, flops, model_flops, flops / matmul, matmul
-    )
+    return _report(preset, params, str(device), False, model, memory, peak, flops, model_flops, flops / matmul, matmul)
 
 
 def _count_attention() -> None:
@@ -156,7 +154,8 @@ def _count_attention() -> None:
     def backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return sdpa_backward_flop_count(grad, query, key, value)
 
-    for name, formula in (("", forward), ("_backward", backward)):
+    formulas: dict[str, Callable[..., int]] = {"": forward, "_backward": backward}
+    for name, formula in formulas.items():
         operation = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{name}")
         if operation not in flop_registry:
             register_flop_formula(operation)(formula)
