@@ -111,7 +111,7 @@ def train_on_shards(
         check_same_run(run, preset, params, contents)
         torch.manual_seed(params.seed)
         parts = load_parts(preset, begin, params)
-        clips = ClipData(data, params, workers)
+        clips = ClipData(data, params, workers, run.stage(params.text) / "passed_over.jsonl")
         if accelerator.is_main_process:
             about = {"start": asdict(begin), "data": str(data), "contents": contents}
             save_config(run, preset, params, {**about, "processes": accelerator.num_processes}, clips)
@@ -120,7 +120,7 @@ def train_on_shards(
         choose_trainable(model, params.trainable, params.lora_rank)
         autoencoder = parts.autoencoder.requires_grad_(False).to(accelerator.device)
         maker = SampleMaker(autoencoder, params, accelerator.device)
-        maker.check_latents(clips.load(0))
+        maker.check_latents(clips.load(clips.trained.start))
         engine = AccelerateStep(model, params, accelerator)
         stage = ClipStage(model, clips, maker, params, accelerator.process_index, accelerator.num_processes)
         watch = Watcher(stage, engine, maker, autoencoder, run)

@@ -29,6 +29,7 @@ from followclick_core.training.run_dir import RunDir
 from followclick_core.training.trainable import SETS
 
 CPU = torch.device("cpu")
+CAPTIONS = ("a red square on a wall", "a green square in the evening")  # of the clips 4 and 5, as conftest has them
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +126,55 @@ def test_damaged_clips_are_passed_over_and_named(write_shards, tiny_stage, tmp_p
     # What is left out of `changed` keeps the good picture.
     data = ClipData(folder, tiny_stage(validation_clips=0), workers=0)
     taken = [data.take(place) for place in range(6)]
-    assert len(data.passed_over) == 1 and "cannot identify image" in next(iter(data.passed_over.values()))
+    assert len(data.passed_over) == 1 and "damaged picture" in next(iter(data.passed_over.values()))
     assert all(torch.isfinite(sample.frames).all() for sample in taken)
     folder = write_shards(tmp_path / "all", frame_000_jpg=lambda number: b"no picture")
-    with pytest.raises(ValueError, match="No clip in .* can be trained on .cannot identify image.*build the shards"):
+    with pytest.raises(ValueError, match="No clip in .* can be trained on .damaged picture.*build the shards"):
         ClipData(folder, tiny_stage(), workers=0)
+
+
+def test_another_clip_in_a_damaged_ones_place_is_never_a_held_out_one(write_shards, tiny_stage, tmp_path):
+    # In the order of parts: 0, 2, 4, 1, 3, 5; the first two are held out.
+    folder = write_shards(
+        tmp_path,
+        caption=lambda number: f"clip {number}",
+        frame_000_jpg=lambda n: b"no picture" if n in (0, 5) else None,
+    )
+    data = ClipData(folder, tiny_stage(validation_clips=2), workers=0)
+    assert {data.take(place).text for place in range(12)} == {"clip 4", "clip 1", "clip 3"}
+    assert [sample.text for sample in data.load_held_out()] == ["clip 2"]
+    # Nothing is left to hold out: validation shows a clip that is trained on.
+    data = ClipData(folder, tiny_stage(validation_clips=1), workers=0)
+    assert [sample.text for sample in data.load_held_out()] == ["clip 2"] and list(data.held_out) == [0]
+
+
+def test_damaged_records_and_latents_are_passed_over(write_shards, tiny_stage, tmp_path):
+    records = {0: b'{"key": "cut', 1: b"[]", 2: b'{"mask_rule": "followed"}', 3: b"\xff"}
+    folder = write_shards(tmp_path / "records", json=records.get)
+    data = ClipData(folder, tiny_stage(validation_clips=0), workers=0)
+    assert {data.take(place).caption for place in range(6)} == {CAPTIONS[0], CAPTIONS[1]}
+    assert len(data.passed_over) == 4 and all("damaged record" in reason for reason in data.passed_over.values())
+    good = npy_bytes(np.zeros((4, 4, 8, 8), np.float16))
+    folder = write_shards(
+        tmp_path / "latents", latents_npy=lambda number: {0: good[:40], 1: good[:-9], 2: b"no array"}.get(number, good)
+    )
+    data = ClipData(folder, tiny_stage(validation_clips=0, stored_latents=True), workers=0)
+    assert all(data.take(place).latents.shape == (4, 4, 8, 8) for place in range(6))
+    assert len(data.passed_over) == 3 and all("damaged latents" in reason for reason in data.passed_over.values())
+
+
+def test_a_run_names_the_clips_that_it_passes_over_once(write_shards, tiny_stage, tmp_path):
+    folder = write_shards(
+        tmp_path / "data",
+        caption=lambda number: "" if number == 4 else f"clip {number}",
+        frame_001_jpg=lambda number: b"no picture" if number == 3 else None,
+    )
+    for steps in (4, 6):
+        assert train_on_shards("tiny", folder, tmp_path / "run", [tiny_stage(steps=steps)], Start(), device="cpu")
+    lines = (tmp_path / "run" / "captions" / "passed_over.jsonl").read_text().splitlines()
+    reasons = {record["clip"]: record["reason"] for record in map(json.loads, lines)}
+    assert len(lines) == 2 and reasons.keys() == {"000000-0004-000", "000001-0003-000"}
+    assert reasons["000000-0004-000"] == "without a text" and "damaged picture" in reasons["000001-0003-000"]
 
 
 def test_clips_that_do_not_fit_are_refused(shards, write_shards, tiny_stage, tmp_path):
