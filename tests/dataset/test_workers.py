@@ -43,7 +43,7 @@ def start(videos, out, *more) -> subprocess.Popen:
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, process: subprocess.Popen, seconds=120):
+def wait_for(condition, process: subprocess.Popen, seconds=300):
     """The first true answer of `condition`, asked while the process runs."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -126,7 +126,7 @@ def test_killed_drivers_and_workers_lose_nothing(videos, tmp_path, monkeypatch, 
     try:
         victim = wait_for(lambda: worker_at_work(out), driver)
         os.kill(victim, signal.SIGKILL)
-        output, errors = driver.communicate(timeout=240)
+        output, errors = driver.communicate(timeout=480)
     finally:
         driver.kill()
         driver.communicate()
