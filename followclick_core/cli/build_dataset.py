@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--gpus-per-worker", type=float, default=1.0, metavar="X", help="with cuda (default 1)")
     group.add_argument(
+        "--retry-failed", action="store_true", help="do parts again with videos that were missing, unreadable or failed"
+    )
+    group.add_argument(
         "--videos-per-part", type=_whole, default=64, metavar="N", help="at most, in one shard (default 64)"
     )
 
@@ -51,6 +54,12 @@ def _clip_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--clips-per-video", type=_whole, default=4, metavar="N", help="at most (default 4)")
     group.add_argument(
         "--cut-threshold", type=float, default=27.0, metavar="X", help="scenedetect's content value (default 27)"
+    )
+    group.add_argument(
+        "--decoder",
+        default="pyav",
+        metavar="pyav|torchcodec",
+        help="torchcodec misses patched-up damage (default pyav)",
     )
     group.add_argument("--jpeg-quality", type=_whole, default=95, metavar="N", help="of stored frames (default 95)")
     group.add_argument(
@@ -132,6 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.videos,
             progress=progress,
             retry_quarantined=arguments.retry_quarantined,
+            retry_failed=arguments.retry_failed,
         )
     if not arguments.quiet:
         print(_summary(arguments.out, report))
@@ -154,6 +164,7 @@ def _params(arguments: argparse.Namespace) -> "BuildParams":
             clips_per_video=arguments.clips_per_video,
             cut_threshold=arguments.cut_threshold,
             jpeg_quality=arguments.jpeg_quality,
+            decoder=arguments.decoder,
         ),
         motion=MotionParams(
             raft=arguments.raft,

@@ -6,6 +6,7 @@ bit by bit. `stream_shards` reads shards from front to back, for sets that are r
 
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from PIL import Image as PillowImage
 from torch import Tensor
 
+from ..dataset.store import digest_of
 from ..dataset.tars import TarIndex
 from ..shapes import Masks, PerSample
 
@@ -69,6 +71,10 @@ class ShardBatch:
     records: list[dict[str, Any]]
 
 
+class DamagedClipError(ValueError):
+    """A clip that cannot be read; the text says why."""
+
+
 class ShardClips:
     """Random batches of a build's clips, the same for the same seed; on `device`."""
 
@@ -108,13 +114,21 @@ class ShardClips:
         """The clips of these numbers, 0 to len - 1."""
         return self._collate([self._load(index) for index in indices])
 
+    def key(self, index: int) -> str:
+        """The name of a clip in its shard."""
+        return self._place(index)[1]
+
     def _load(self, index: int, still: float | None = None) -> "_Sample":
+        tar, key = self._place(index)
+        return _decode(tar.read(key), self.params, still)
+
+    def _place(self, index: int) -> tuple[TarIndex, str]:
         if not 0 <= index < len(self):
             raise IndexError(f"There are {len(self)} clips; number {index} is not among them.")
         shard = int(np.searchsorted(self._ends, index, side="right"))
         within = index - (int(self._ends[shard - 1]) if shard else 0)
         tar, keys = self._open(self._shards[shard])
-        return _decode(tar.read(keys[within]), self.params, still)
+        return tar, keys[within]
 
     def _collate(self, samples: list["_Sample"]) -> ShardBatch:
         return collate(samples, self.device)
@@ -156,6 +170,11 @@ def find_shards(folder: str | Path) -> list[Path]:
     return shards
 
 
+def shards_digest(folder: str | Path) -> str:
+    """Changes with the clips of a build: of its shards' names and manifests."""
+    return digest_of([(shard.name, _manifest(shard)) for shard in find_shards(folder)])
+
+
 @dataclass(frozen=True)
 class _Sample:
     frames: Tensor  # 3 f h w, 0..1
@@ -181,14 +200,16 @@ def collate(samples: list[_Sample], device: torch.device) -> ShardBatch:
 
 
 def _decode(raw: Mapping[str, Any], params: ShardParams, still: float | None = None) -> _Sample:
-    record = json.loads(raw["json"])
-    record["mask_rule"] = params.mask_rule or record["mask_rule"]
+    record = _record(raw["json"], params.mask_rule)
     names = sorted(name for name in raw if name.startswith("frame."))[: params.num_frames]
     if still is not None:
         names = [names[int(still * len(names))]]
-    frames = np.stack([np.asarray(PillowImage.open(io.BytesIO(raw[name]))) for name in names])
+    pictures = [np.asarray(_picture(raw, name)) for name in names]
+    if len({picture.shape for picture in pictures}) != 1 or pictures[0].ndim != 3:
+        raise DamagedClipError("damaged frames: none, or not all of one size")
+    frames = np.stack(pictures)
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
-    mask, swept = (_mask(raw[f"mask.{rule}.png"]) for rule in (record["mask_rule"], "union"))
+    mask, swept = (_mask(_picture(raw, f"mask.{rule}.png")) for rule in (record["mask_rule"], "union"))
     return _Sample(
         frames=_resize(pixels, params.size).transpose(0, 1),
         # A pixel of a smaller frame moves where most of it does.
@@ -199,14 +220,36 @@ def _decode(raw: Mapping[str, Any], params: ShardParams, still: float | None = N
     )
 
 
+def _record(data: bytes, mask_rule: str | None) -> dict[str, Any]:
+    """A clip's figures, by the rule that is asked for."""
+    try:
+        record = json.loads(data)
+        record["mask_rule"] = mask_rule or record["mask_rule"]
+        if not math.isfinite(record["motion"]["magnitude"][record["mask_rule"]]):
+            raise ValueError("its magnitude is no number")
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedClipError(f"damaged record: {error}") from error
+    return record
+
+
 def _resize(pixels: Tensor, size: int) -> Tensor:
     if pixels.shape[-1] == size:
         return pixels
     return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def _mask(png: bytes) -> Tensor:
-    return torch.from_numpy(np.array(PillowImage.open(io.BytesIO(png)).convert("L")) > 127).float()[None]
+def _picture(raw: Mapping[str, Any], name: str) -> PillowImage.Image:
+    try:
+        picture = PillowImage.open(io.BytesIO(raw[name]))
+        picture.load()
+    # Pillow says SyntaxError of a broken PNG.
+    except (OSError, SyntaxError) as error:
+        raise DamagedClipError(f"damaged picture {name}") from error
+    return picture
+
+
+def _mask(picture: PillowImage.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture.convert("L")) > 127).float()[None]
 
 
 def _open_shard(path: Path, texts: str) -> tuple[TarIndex, list[str]]:

@@ -2,26 +2,30 @@
 
 import contextlib
 import json
+import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..files import check_writable, sha256_of, write_json
+from .decode import torchcodec_is_there
 from .labels import Labeller
-from .pack import PackStep, weights_digest
+from .pack import DEMO_WEIGHTS, PackStep, weights_digest
 from .params import BuildParams, ClipParams, MotionParams
 from .plan import update_plan, videos_per_part
 from .report import Report, write_report
 from .sources import Entry, Problem, Video, read_source
 from .steps import ClipStep, MotionStep, Step
-from .store import CLIPS, Store
+from .store import CLIPS, MOTION, Store
 from .workers import WorkerPool
 
 Progress = Callable[[str, int, int], None]
 COUNT_AHEAD = 4096  # entries read before the size of parts is chosen
+# A share that was away, a full memory, a reading error: the machine's failures as well as the video's.
+RETRIED = {"file is missing", "unreadable", "crashes the decoder", "failed"}
 
 
 def build(
@@ -31,11 +35,17 @@ def build(
     video_folder: str | Path | None = None,
     progress: Progress | None = None,
     retry_quarantined: bool = False,
+    retry_failed: bool = False,
 ) -> Report:
     """Fill `folder` with shards of the source's videos, and write the report there.
 
     Nothing that is wrong with a video, a caption, a clip or the endpoint is raised: it is counted and named in the
     report. Parts that could not be written are in Report.failures.
+
+    Args:
+        video_folder: Where the videos of a CSV or JSONL lie (default: the list's own folder).
+        retry_quarantined: Ask again for the captions that got only malformed answers.
+        retry_failed: Do the parts again in which a failure may have been the machine's and not the video's.
 
     Raises:
         ValueError, FileNotFoundError: The source, the folder or a weights file cannot be used, or the folder holds
@@ -44,8 +54,11 @@ def build(
     """
     progress = progress or (lambda stage, done, total: None)
     store = Store(folder)
-    entries = read_source(source, video_folder)
+    if params.clips.decoder == "torchcodec" and not torchcodec_is_there():
+        raise ValueError("torchcodec cannot be imported; install it and FFmpeg, or decode by pyav.")
+    entries = read_source(os.path.abspath(source), os.path.abspath(video_folder) if video_folder else None)
     estimator, weights = _estimator_name(params.motion), weights_digest(params.latents)
+    params = _with_absolute_paths(params)
     _prepare_folder(store, params)
     store.sweep()
     problems, entries = [], _progressing(entries, progress)
@@ -53,6 +66,8 @@ def build(
     count = sum(isinstance(entry, Video) for entry in head)
     size = videos_per_part(count, params.run.workers, params.run.videos_per_part)
     problems += update_plan(store, _chain(head, entries), size)
+    if retry_failed:
+        _forget_failures(store)
     failures: list[Problem] = []
     root = str(store.folder.resolve())
     clips = ClipStep(root, params.clips, secrets.token_hex(4))
@@ -69,6 +84,29 @@ def build(
         failures += unlabelled
         failures += _run(pool, [pack], store, params, progress)
     return write_report(store, params, problems, failures, captions)
+
+
+def _with_absolute_paths(params: BuildParams) -> BuildParams:
+    """Workers of a cluster run in folders of their own. Links are left as they are, so that names stay."""
+    raft, latents = params.motion.raft, params.latents
+    if raft is not None:
+        params = replace(params, motion=replace(params.motion, raft=os.path.abspath(raft)))
+    if latents not in (None, DEMO_WEIGHTS):
+        params = replace(params, latents=os.path.abspath(latents))
+    return params
+
+
+def _forget_failures(store: Store) -> None:
+    """Remove the manifests of parts with a failure that another run may not have."""
+    for part in store.parts():
+        clips, motion = store.read(CLIPS, part), store.read(MOTION, part)
+        reasons = {problem["reason"] for video in (clips or {"videos": []})["videos"] for problem in video["problems"]}
+        again = bool(reasons & RETRIED)
+        # Motion first: it is of the clips, whose digest, being that of the videos, stays the same.
+        if again or (motion and motion["problems"]):
+            store.manifest(MOTION, part).unlink(missing_ok=True)
+        if again:
+            store.manifest(CLIPS, part).unlink(missing_ok=True)
 
 
 def _run(pool: WorkerPool, steps: list[Step], store: Store, params: BuildParams, progress: Progress) -> list[Problem]:

@@ -54,9 +54,9 @@ class CaptionCache:
 
     def set_apart(self, caption: str, problem: str, answer: str, model: str) -> None:
         """Quarantine: a caption that got only malformed answers is not asked again."""
-        self._database.execute(
-            "INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?)", [caption, problem, answer, model]
-        )
+        # SQLite takes UTF-8 alone; the answer may be anything.
+        row = [caption, *(text.encode("utf-8", "backslashreplace").decode() for text in (problem, answer)), model]
+        self._database.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?)", row)
 
     def quarantined(self) -> dict[str, str]:
         """Caption -> what was wrong with its last answer."""

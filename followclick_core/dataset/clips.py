@@ -57,7 +57,7 @@ class VideoOutcome:
 def take_clips(video: Video, params: ClipParams, outcome: VideoOutcome) -> Iterator[Clip]:
     """Yield the clips of a video; what went wrong is in `outcome.problems`, never raised."""
     try:
-        with open_video(video) as stream:
+        with open_video(video, params.decoder) as stream:
             outcome.info = stream.info
             searched = 0.0
             for start in plan_starts(stream.info, params):

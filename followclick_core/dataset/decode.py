@@ -1,4 +1,4 @@
-"""Videos as streams of frames from any moment on: by torchcodec where it is installed, by PyAV otherwise.
+"""Videos as streams of frames from any moment on: by PyAV, or by torchcodec where that is asked for.
 
 Only the frame at hand is in memory, whatever the length of the video. A frame is scaled to the size that is asked for
 when it is asked for, so that most frames, which only the cut detector sees, cost little.
@@ -61,13 +61,13 @@ class VideoStream(Protocol):
         ...
 
 
-def open_video(video: Video) -> AbstractContextManager[VideoStream]:
-    """Open a video for streaming, by torchcodec where it can be imported and the video is a file of its own.
+def open_video(video: Video, decoder: str = "pyav") -> AbstractContextManager[VideoStream]:
+    """Open a video for streaming; one within a tar always by PyAV, which tells of frames that FFmpeg patched up.
 
     Raises:
         VideoError: It is missing, empty, no video, or damaged.
     """
-    if video.length is None and torchcodec_is_there():
+    if video.length is None and decoder == "torchcodec":
         from .decode_torchcodec import TorchcodecStream
 
         return nullcontext(TorchcodecStream(video.path))

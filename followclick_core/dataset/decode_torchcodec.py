@@ -1,4 +1,7 @@
-"""Video streams by torchcodec, which decodes with the system's FFmpeg; the same frames as PyAV's, within rounding."""
+"""Video streams by torchcodec, which decodes with the system's FFmpeg; the same frames as PyAV's, within rounding.
+
+It does not tell of damage that FFmpeg patched up, so it is used only where it is asked for.
+"""
 
 from collections.abc import Iterator
 
@@ -65,7 +68,7 @@ class TorchcodecFrame:
     def __init__(self, picture: np.ndarray, time: float):
         self._picture = picture
         self.time = time
-        self.corrupt = False  # torchcodec raises an error instead
+        self.corrupt = False  # unknown: torchcodec passes on errors, but not FFmpeg's mark of a patched-up frame
 
     def rgb(self, width: int, height: int) -> Image:
         import cv2

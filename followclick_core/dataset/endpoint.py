@@ -15,6 +15,7 @@ from typing import Any
 
 from .caption_cache import Answer, CaptionCache
 from .params import CaptionParams
+from .sources import shown
 
 EXAMPLES_FILE = Path(__file__).with_name("examples.json")
 INSTRUCTION = """\
@@ -93,10 +94,15 @@ def parse_answer(content: str | None) -> Answer:
     try:
         answer = json.loads(content or "")
         jsonschema.validate(answer, SCHEMA)
-    except ValueError as error:
+        # JSON's escapes can name halves of a character, which neither a file nor the cache takes.
+        json.dumps(answer, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise MalformedAnswerError("not UTF-8") from error
+    # Brackets within brackets without end are a RecursionError.
+    except (ValueError, RecursionError) as error:
         raise MalformedAnswerError("no JSON" if content else "empty") from error
     except jsonschema.ValidationError as error:
-        raise MalformedAnswerError(f"wrong schema: {error.message}"[:200]) from error
+        raise MalformedAnswerError(f"wrong schema: {shown(error.message)}"[:200]) from error
     motion = " ".join(answer["motion"].split())
     if len(motion) > MAX_MOTION:
         raise MalformedAnswerError(f"a motion of {len(motion)} characters")
@@ -184,9 +190,12 @@ class _Asker:
             spent = usage.total_tokens if usage else price
             self._dearest = max(self._dearest, spent)
             self._price = self._dearest + PRICE_MARGIN
-            return completion.choices[0].message.content or ""
+            content = completion.choices[0].message.content or ""
+            if not isinstance(content, str):
+                raise TypeError("the content is no text")
+            return content
         # A body that is no JSON, or one of another shape, which the client passes on as it is.
-        except (json.JSONDecodeError, AttributeError, IndexError, TypeError) as error:
+        except (ValueError, RecursionError, AttributeError, IndexError, TypeError) as error:
             spent = spent or price
             raise MalformedAnswerError(f"no completion ({type(error).__name__})") from error
         finally:

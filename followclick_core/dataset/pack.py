@@ -40,13 +40,16 @@ class PackStep(Step):
         assert labels is not None
         encoder = _encoder(self.weights, self.device) if self.weights else None
         clips, motion = TarIndex(store.tar(CLIPS, part)), TarIndex(store.tar(MOTION, part))
-        for key, record in labels["kept"].items():
+        with_phrase = 0
+        for key, label in labels["kept"].items():
+            # Readers take a phrase of blanks for none; the count below must be theirs.
+            record = {**label, "motion_prompt": label["motion_prompt"].strip()}
+            with_phrase += bool(record["motion_prompt"])
             sample: dict[str, Any] = {**clips.read(key), **motion.read(key)}
             if encoder is not None:
                 sample |= encoder.encode(sample, record)
             texts = {"txt": record["caption"], "motion.txt": record["motion_prompt"]}
             tar.write({"__key__": key, **sample, **texts, "json": record})
-        with_phrase = sum(bool(record["motion_prompt"]) for record in labels["kept"].values())
         return {"samples": len(labels["kept"]), "with_motion_prompt": with_phrase}
 
 

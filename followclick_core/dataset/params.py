@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, field
 
 from ..flow.motion_mask import DEFAULT_FLOOR_PX, RULES
 
+DECODERS = ("pyav", "torchcodec")
+
 
 @dataclass(frozen=True)
 class ClipParams:
@@ -16,6 +18,8 @@ class ClipParams:
         cut_threshold: scenedetect's content value (mean change of hue, saturation and brightness, 0..255) between
             neighbouring frames that counts as a cut.
         jpeg_quality: Of the stored frames, without chroma subsampling.
+        decoder: One of DECODERS. torchcodec does not tell of damage that FFmpeg patched up, so such frames would count
+            as good.
     """
 
     num_frames: int = 16
@@ -24,6 +28,7 @@ class ClipParams:
     clips_per_video: int = 4
     cut_threshold: float = 27.0
     jpeg_quality: int = 95
+    decoder: str = "pyav"
 
     def __post_init__(self):
         _require(2 <= self.num_frames <= 256, f"A clip has 2 to 256 frames, not {self.num_frames}.")
@@ -34,6 +39,9 @@ class ClipParams:
         )
         _require(self.clips_per_video >= 1, f"Clips per video are 1 or more, not {self.clips_per_video}.")
         _require(self.cut_threshold > 0, f"The cut threshold is above 0, not {self.cut_threshold:g}.")
+        _require(
+            self.decoder in DECODERS, f"There is no decoder {self.decoder!r}; choose one of {', '.join(DECODERS)}."
+        )
         _require(50 <= self.jpeg_quality <= 100, f"The JPEG quality is 50 to 100, not {self.jpeg_quality}.")
 
 

@@ -6,6 +6,7 @@ never an exception: one bad row must not cost the others.
 
 import csv
 import json
+import math
 import os
 import tarfile
 from collections.abc import Iterator
@@ -80,21 +81,33 @@ def read_source(source: str | Path, video_folder: str | Path | None = None) -> I
 
 def shown(text: str) -> str:
     """A name that any file and terminal takes: bytes that are no UTF-8 are written as escapes."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace") if _is_strange(text) else text
+    if not _is_strange(text):
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a half of a character, which JSON's escapes can name
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _read_folder(folder: Path) -> Iterator[Entry]:
-    tars, others = [], []
-    for path in _walk(folder):
+    tars, others, problems = [], [], []
+    for path in _walk(folder, problems):
         (tars if path.suffix.lower() == ".tar" else others).append(path)
     for path in tars:
         yield from _read_tar(path, path.relative_to(folder).as_posix())
     for path in others:
         yield _from_sidecar(path, shown(path.relative_to(folder).as_posix()))
+    yield from problems
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
+def _walk(folder: Path, problems: list[Problem]) -> Iterator[Path]:
+    """The videos and tars below a folder; subfolders that cannot be listed are noted."""
+
+    def note(error: OSError) -> None:
+        name = os.path.relpath(error.filename or folder, folder)
+        problems.append(Problem(shown(name), "folder is unreadable", error.strerror or str(error)))
+
+    for parent, folders, files in os.walk(folder, onerror=note):
         folders.sort()
         for name in sorted(files):
             if name.lower().endswith((*VIDEO_SUFFIXES, ".tar")) and not name.startswith("."):
@@ -103,9 +116,13 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _from_sidecar(path: Path, name: str) -> Entry:
     sidecar = path.with_suffix(".txt")
-    if not sidecar.is_file():
+    try:
+        caption = sidecar.read_bytes()
+    except FileNotFoundError:
         return Problem(name, "no caption", f"there is no {shown(sidecar.name)} beside it")
-    return _with_caption(Video(name, str(path), ""), sidecar.read_bytes())
+    except OSError as error:
+        return Problem(name, "caption is unreadable", f"{shown(sidecar.name)}: {error.strerror or error}")
+    return _with_caption(Video(name, str(path), ""), caption)
 
 
 def _with_caption(video: Video, caption: bytes | str | None) -> Entry:
@@ -149,7 +166,8 @@ def _read_jsonl(path: Path, folder: Path) -> Iterator[Entry]:
                 row = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError:
                 yield Problem(place, "caption is not UTF-8")
-            except ValueError as error:
+            # Brackets within brackets without end are a RecursionError.
+            except (ValueError, RecursionError) as error:
                 yield Problem(place, "list is damaged", str(error))
             else:
                 if isinstance(row, dict):
@@ -165,10 +183,15 @@ def _from_row(row: dict, folder: Path, place: str) -> Entry:
         return Problem(place, "list is damaged", "the row names no video")
     name = shown(cells.get("videoid") or cells.get("id") or file)
     path = folder / file
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    # A name that is too long, or in a folder that is closed to us.
+    except (OSError, ValueError) as error:
+        return Problem(name, "file is missing", f"{shown(file)}: {getattr(error, 'strerror', None) or error}")
+    if not is_file:
         return Problem(name, "file is missing", shown(file))
     caption = next((cells[key] for key in CAPTION_COLUMNS if key in cells), None)
-    motion = cells.get("motion") or _trusted_wording(cells)
+    motion = " ".join(cells.get("motion", "").split()) or _trusted_wording(cells)
     extra: dict[str, str | float] = {
         key: _number(cells[key]) if key == "dynamic_confidence" else cells[key]
         for key in DYNAMIC_COLUMNS
@@ -190,15 +213,17 @@ def _file_of(cells: dict[str, str]) -> str | None:
 
 def _trusted_wording(cells: dict[str, str]) -> str | None:
     """WebVid10M-motion's phrase, where it has one: its wordings of still scenes are empty or `none`."""
-    wording = cells.get("dynamic_wording", "").strip()
+    wording = " ".join(cells.get("dynamic_wording", "").split())
     return wording if wording and wording.lower() not in ("none", "null", "nan", "[]") else None
 
 
 def _number(text: str) -> str | float:
+    """Text stays what is no finite number: JSON, and so every manifest, has no other."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    return number if math.isfinite(number) else text
 
 
 def _read_tar(path: Path, name: str) -> Iterator[Entry]:
@@ -222,7 +247,7 @@ def _read_tar(path: Path, name: str) -> Iterator[Entry]:
                 elif stem and f".{suffix.lower()}" in VIDEO_SUFFIXES:
                     group[suffix] = member
             yield from _from_group(path, f"{name}/{key}", group, captions)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         yield Problem(
             shown(name), "shard is damaged", f"{error}; what follows {shown(key) or 'its start'} was not read"
         )
@@ -243,7 +268,7 @@ def _json_caption(content: bytes | None) -> bytes | str | None:
         row = json.loads(content)
     except UnicodeDecodeError:
         return content
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     row = row if isinstance(row, dict) else {}
     return next((str(row[key]) for key in CAPTION_COLUMNS if row.get(key)), None)

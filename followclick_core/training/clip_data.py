@@ -6,6 +6,8 @@ seen, and two ranks see what one would.
 """
 
 import io
+import json
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..conditioning import first_frame_condition, mask_first_frame
-from ..data.shards import ShardBatch, ShardClips, ShardParams
+from ..data.shards import DamagedClipError, ShardBatch, ShardClips, ShardParams
 from ..dataset.tars import TarIndex
 from ..diffusion.schedule import NoiseSchedule
 from ..generate import LATENT_SCALE
@@ -49,10 +51,11 @@ class Sample:
 class ClipData:
     """The clips of a set of shards, some of which are held out for validation."""
 
-    def __init__(self, folder: str | Path, params: ClipTrainParams, workers: int):
+    def __init__(self, folder: str | Path, params: ClipTrainParams, workers: int, report: Path | None = None):
         """
         Args:
             workers: Threads that read ahead; 0 reads when a sample is needed.
+            report: A file to name the clips in that are passed over, a line of JSON each.
 
         Raises:
             FileNotFoundError: There are no shards.
@@ -64,12 +67,13 @@ class ClipData:
         self._clips = ShardClips(folder, ShardParams(params.size, params.num_frames, texts=texts))
         self.passed_over: dict[int, str] = {}  # clip -> why it is not trained on
         held_out = min(params.validation_clips, len(self._clips) // 2)
-        self.held_out = range(held_out)
-        self._count = len(self._clips) - held_out
+        self.held_out, self.trained = range(held_out), range(held_out, len(self._clips))
+        self._count = len(self.trained)
+        self._report, self._reporting = report, threading.Lock()
         self._threads = ThreadPoolExecutor(workers) if workers else None
         self._ahead: dict[int, Future[Sample]] = {}
         self._order = lru_cache(maxsize=4)(partial(_permutation, params.seed))
-        self.load(self.held_out.start if held_out else 0)
+        self.load(self.trained.start)
 
     def __len__(self) -> int:
         """Clips that are trained on."""
@@ -85,22 +89,47 @@ class ClipData:
         return ahead.result() if ahead is not None else self._at(place)
 
     def load(self, index: int) -> Sample:
-        """Clip number `index`, or the next one that can be used.
+        """Clip number `index`, or the next one that can be used: of those held out, or of those trained on.
 
         Raises:
             ValueError: None can be.
         """
-        for further in range(len(self._clips)):
-            candidate = (index + further) % len(self._clips)
-            if candidate in self.passed_over:
-                continue
-            try:
-                return self._sample(self._clips.take([candidate]))
-            # A damaged picture or record; what else is wrong with a shard, TarIndex says itself.
-            except (OSError, KeyError, SyntaxError, _UnusableError) as error:
-                self.passed_over[candidate] = str(error) or type(error).__name__
+        among = self.held_out if index in self.held_out else self.trained
+        for further in range(len(among)):
+            sample = self._usable(among[(index - among.start + further) % len(among)])
+            if sample is not None:
+                return sample
         reasons = ", ".join(sorted(set(self.passed_over.values())))
         raise ValueError(f"No clip in {self._folder} can be trained on ({reasons}); build the shards again.")
+
+    def load_held_out(self) -> list[Sample]:
+        """The validation clips; where none is held out or can be used, the first that is trained on."""
+        samples = [sample for index in self.held_out if (sample := self._usable(index)) is not None]
+        return samples or [self.load(self.trained.start)]
+
+    def _usable(self, index: int) -> Sample | None:
+        if index in self.passed_over:
+            return None
+        try:
+            return self._sample(self._clips.take([index]))
+        # What else is wrong with a shard, TarIndex says itself.
+        except (OSError, KeyError, DamagedClipError, _UnusableError) as error:
+            self._pass_over(index, str(error) or type(error).__name__)
+            return None
+
+    def _pass_over(self, index: int, reason: str) -> None:
+        with self._reporting:
+            if index in self.passed_over:
+                return
+            self.passed_over[index] = reason
+            if self._report is None:
+                return
+            # Another rank, or the command before this one, may have met the same clip.
+            line = json.dumps({"clip": self._clips.key(index), "reason": reason}) + "\n"
+            known = self._report.read_text(encoding="utf-8") if self._report.is_file() else ""
+            if line not in known:
+                with self._report.open("a", encoding="utf-8") as file:
+                    file.write(line)
 
     def index_at(self, place: int) -> int:
         """Which clip a place has: every clip once an epoch, in an order that keeps near what lies near."""
@@ -139,7 +168,10 @@ class ClipData:
         stored = _index(folder / f"part-{key.partition('-')[0]}.tar").read(key, "latents.npy")
         if not stored:
             raise ValueError(f"{self._folder} holds no latents; leave --stored-latents out, or build with latents.")
-        latents = torch.from_numpy(np.load(io.BytesIO(stored["latents.npy"]), allow_pickle=False)).float()
+        try:
+            latents = torch.from_numpy(np.load(io.BytesIO(stored["latents.npy"]), allow_pickle=False)).float()
+        except (ValueError, TypeError, EOFError) as error:
+            raise _UnusableError(f"damaged latents: {error}") from error
         wanted = self._size // LATENT_SCALE
         if latents.shape[0] != 4 or latents.shape[-2:] != (wanted, wanted):
             raise ValueError(

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..checkpoint import CheckpointError
-from ..files import atomic_path, write_json
+from ..data.shards import shards_digest
+from ..files import atomic_path, sha256_of, write_json
 from ..models.animatediff import load_motion_start
 from ..models.autoencoder import save_autoencoder
 from ..models.bundle import weights_path
@@ -105,25 +106,29 @@ def train_on_shards(
         check_start(preset, start, params)
         accelerator = make_accelerator(params.precision, device)
         params.accumulation(accelerator.num_processes)
-        check_same_run(run, preset, params)
-        torch.manual_seed(params.seed)
         begin = continued(run, params, start, accelerator)
+        contents = {"start": start_digests(begin), "data": shards_digest(data)}
+        check_same_run(run, preset, params, contents)
+        torch.manual_seed(params.seed)
         parts = load_parts(preset, begin, params)
-        clips = ClipData(data, params, workers)
+        clips = ClipData(data, params, workers, run.stage(params.text) / "passed_over.jsonl")
         if accelerator.is_main_process:
-            save_config(run, preset, params, begin, data, clips)
+            about = {"start": asdict(begin), "data": str(data), "contents": contents}
+            save_config(run, preset, params, {**about, "processes": accelerator.num_processes}, clips)
             write_parts(parts, params, run, preset, begin)
         model = ClipModel(parts.unet, parts.motion, parts.text, parts.seen)
         choose_trainable(model, params.trainable, params.lora_rank)
         autoencoder = parts.autoencoder.requires_grad_(False).to(accelerator.device)
         maker = SampleMaker(autoencoder, params, accelerator.device)
-        maker.check_latents(clips.load(0))
+        maker.check_latents(clips.load(clips.trained.start))
         engine = AccelerateStep(model, params, accelerator)
         stage = ClipStage(model, clips, maker, params, accelerator.process_index, accelerator.num_processes)
         watch = Watcher(stage, engine, maker, autoencoder, run)
         limits = Limits(max(0.0, deadline - time.monotonic()))
         done = run_stage(stage, params.loop, run, accelerator.device, limits, engine, watch)
-        finish(engine, model, params, run, preset)
+        # What a finished stage made is written already, and the next one's weights have taken its place.
+        if watch.steps or not _is_followed(run, params):
+            finish(engine, model, params, run, preset)
         accelerator.wait_for_everyone()
         if not done:
             return False
@@ -143,8 +148,23 @@ def check_start(preset: Preset, start: Start, params: ClipTrainParams) -> None:
         )
 
 
-def check_same_run(run: RunDir, preset: Preset, params: ClipTrainParams) -> None:
-    """ValueError if the folder's unfinished stage was begun with other settings: it would not be the same training."""
+def start_digests(start: Start) -> dict[str, str]:
+    """SHA-256 of the files that training begins with, wherever they lie."""
+    files: dict[str, Path] = {}
+    if start.base is not None and Path(start.base).is_file():
+        files["base"] = Path(start.base)
+    elif start.base is not None:
+        folder = None if start.base == SHIPPED else start.base
+        files = {part: weights_path(part, folder) for part in ("unet", "text_encoder", "autoencoder", "motion")}
+    if start.motion is not None:
+        files["motion"] = Path(start.motion)
+    # Of a missing one, what reads it will tell.
+    return {part: sha256_of(path) for part, path in files.items() if path.is_file()}
+
+
+def check_same_run(run: RunDir, preset: Preset, params: ClipTrainParams, contents: dict[str, Any]) -> None:
+    """ValueError if the folder's stage was begun with other settings, files or clips: it would not be the same
+    training."""
     path = run.stage(params.text) / "config.json"
     if not (run.stage(params.text) / "checkpoint.pt").is_file() or not path.is_file():
         return
@@ -154,6 +174,12 @@ def check_same_run(run: RunDir, preset: Preset, params: ClipTrainParams) -> None
     free = {"steps", "log_every", "checkpoint_every", "checkpoint_seconds", "validation_every", "validation_steps"}
     changed = [key for key in now if key not in free and key != "loop" and before.get(key) != now[key]]
     changed += [key for key in now["loop"] if key not in free and before["loop"].get(key) != now["loop"][key]]
+    begun = before.get("contents", contents)
+    for key, what in (("start", "--base or --motion has other contents"), ("data", "--data holds other clips")):
+        if begun[key] != contents[key]:
+            raise ValueError(
+                f"{run.path} was begun with something else: {what}; give the same, or another --run folder."
+            )
     if changed:
         was = {**before, **before["loop"]}
         listed = ", ".join(f"{key}={was.get(key)}" for key in changed)
@@ -177,6 +203,11 @@ def continued(run: RunDir, params: ClipTrainParams, start: Start, accelerator: "
                 _link(path, temporary / path.name)
     accelerator.wait_for_everyone()
     return Start(str(kept))
+
+
+def _is_followed(run: RunDir, params: ClipTrainParams) -> bool:
+    """Whether a later stage has begun with what this one made."""
+    return any((run.path / text / "start").is_dir() for text in TEXTS[TEXTS.index(params.text) + 1 :])
 
 
 def _link(path: Path, to: Path) -> None:
@@ -220,14 +251,12 @@ def _conditions_of(model: MotionModel) -> dict[str, Any]:
     return {name: getattr(model.params, name) for name in ("layout", "schedule", "trained_frames")}
 
 
-def save_config(
-    run: RunDir, preset: Preset, params: ClipTrainParams, start: Start, data: str | Path, clips: ClipData
-) -> None:
+def save_config(run: RunDir, preset: Preset, params: ClipTrainParams, about: dict[str, Any], clips: ClipData) -> None:
+    """Args: about: what else the run began with, and on."""
     config: dict[str, Any] = {
         "preset": preset.name,
         **asdict(params),
-        "start": asdict(start),
-        "data": str(data),
+        **about,
         "clips": len(clips),
         "clips_held_out": len(clips.held_out),
         "model": asdict(preset),

@@ -46,9 +46,8 @@ class ClipStage:
         raise NotImplementedError("the engine computes it, through what wraps the model")
 
     def held_out(self) -> list[Sample]:
-        """The validation clips; of a set too small to hold any out, the first that is trained on."""
-        indices = list(self._data.held_out) or [0]
-        return [self._data.load(index) for index in indices]
+        """The validation clips."""
+        return self._data.load_held_out()
 
     def _places(self, step: int) -> list[int]:
         first = step * self.params.batch_size + self._first

@@ -41,8 +41,10 @@ class Watcher:
         self._stage, self._engine, self._maker, self._autoencoder, self._run = stage, engine, maker, autoencoder, run
         self._params = stage.params
         self._samples: list[Sample] | None = None
+        self.steps = 0  # that this command has done
 
     def __call__(self, step: int, ema: EMA) -> None:
+        self.steps += 1
         params = self._params
         if step % params.validation_every == 0 or step == params.loop.steps:
             self.validate(step, ema)

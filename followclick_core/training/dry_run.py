@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    flop_registry,
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from ..generate import LATENT_SCALE
 from ..models.autoencoder import Autoencoder
@@ -45,6 +51,7 @@ class DryRun:
         memory: Bytes, by what they are for.
         peak: Bytes at most; what the allocator and the convolutions need beyond tensors is in it only if measured.
         flops: Floating-point operations of a micro-batch, forward and backward, with what checkpointing does twice.
+        model_flops: The same without it: what the model asks for, however it is computed.
         seconds: Of a micro-batch. Computed: `flops` at the speed of `matmul`, which no real step reaches.
         matmul: Operations per second of a large matrix product on this device, measured.
     """
@@ -58,14 +65,15 @@ class DryRun:
     memory: dict[str, int]
     peak: int
     flops: float
+    model_flops: float
     seconds: float
     matmul: float
     params: ClipTrainParams
 
     @property
     def utilisation(self) -> float:
-        """Share of the matrix products' speed that the step reaches."""
-        return self.flops / self.seconds / self.matmul
+        """Model-FLOPs utilisation: share of the matrix products' speed that goes into what the model asks for."""
+        return self.model_flops / self.seconds / self.matmul
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "utilisation": self.utilisation}
@@ -82,13 +90,13 @@ class DryRun:
             *(f"{size / GIB:8.2f} GiB  {name} (computed)" for name, size in self.memory.items()),
             f"{self.peak / GIB:8.2f} GiB  at most ({how})",
             "",
-            f"{self.flops / TERA:8.2f} TFLOP per micro-batch",
+            f"{self.flops / TERA:8.2f} TFLOP per micro-batch, {self.model_flops / TERA:.2f} without recomputation",
             f"{self.matmul / TERA:8.2f} TFLOP/s for matrix products on this device (measured)",
         ]
         if self.measured:
             lines += [
                 f"{self.seconds:8.3f} s per micro-batch, {params.micro_batch / self.seconds:.2f} clips/s (measured)",
-                f"{self.utilisation:8.1%} of the matrix products' speed",
+                f"{self.utilisation:8.1%} of the matrix products' speed, recomputation not counted",
             ]
         else:
             lines += [f"{self.seconds:8.1f} s per micro-batch at that speed, which is the least it can take (computed)"]
@@ -104,11 +112,10 @@ def dry_run(preset_name: str, params: ClipTrainParams, device: str | None = None
 
 
 def _compute(preset: Preset, params: ClipTrainParams, device: torch.device) -> DryRun:
+    _count_attention()
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _model(preset, params)
         autoencoder = sum(value.numel() for value in _autoencoder(preset).parameters())
-        if params.gradient_checkpointing:
-            checkpoint_activations(model)
         optimizer = torch.optim.AdamW([value for _, value in trainable_parameters(model)], foreach=False)
         batch = _batch(preset, params, torch.device("cpu"))
 
@@ -117,19 +124,41 @@ def _compute(preset: Preset, params: ClipTrainParams, device: torch.device) -> D
                 prediction = model(**{key: batch[key] for key in MODEL_INPUTS})
             clip_loss(prediction, batch["target"], batch["swept"], params.region_weight)[0].backward()
 
+        def arithmetic() -> float:
+            model.zero_grad()
+            with FlopCounterMode(display=False) as counter:
+                step()
+            return float(counter.get_total_flops())
+
+        model_flops = arithmetic()
+        model.zero_grad()
+        if params.gradient_checkpointing:
+            checkpoint_activations(model)
         # One after the other: the counter of operations keeps tensors alive.
         with _LivingTensors() as living:
             step()
-        with FlopCounterMode(display=False) as counter:
-            step()
+        flops = arithmetic() if params.gradient_checkpointing else model_flops
         optimizer.step()
     memory = _persistent(model, params) | {"autoencoder, float32": 4 * autoencoder}
     memory |= {"activations and gradients at their height": living.peak}
-    matmul = _matmul_speed(device)
-    flops = float(counter.get_total_flops())
-    return _report(
-        preset, params, str(device), False, model, memory, sum(memory.values()), flops, flops / matmul, matmul
-    )
+    matmul, peak = _matmul_speed(device), sum(memory.values())
+    return _report(preset, params, str(device), False, model, memory, peak, flops, model_flops, flops / matmul, matmul)
+
+
+def _count_attention() -> None:
+    """Tell torch's counter of the attention that runs on a CPU, of which it has no formula."""
+
+    def forward(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return sdpa_backward_flop_count(grad, query, key, value)
+
+    formulas: dict[str, Callable[..., int]] = {"": forward, "_backward": backward}
+    for name, formula in formulas.items():
+        operation = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{name}")
+        if operation not in flop_registry:
+            register_flop_formula(operation)(formula)
 
 
 def _measure(preset: Preset, params: ClipTrainParams, device: torch.device) -> DryRun:
@@ -158,6 +187,7 @@ def _measure(preset: Preset, params: ClipTrainParams, device: torch.device) -> D
         computed.memory,
         peak,
         computed.flops,
+        computed.model_flops,
         seconds,
         computed.matmul,
     )
@@ -172,13 +202,26 @@ def _report(
     memory: dict[str, int],
     peak: int,
     flops: float,
+    model_flops: float,
     seconds: float,
     matmul: float,
 ) -> DryRun:
     trained = sum(value.numel() for _, value in trainable_parameters(model))
     total = sum(value.numel() for value in model.parameters())
     return DryRun(
-        preset.name, params.trainable, device, measured, trained, total, memory, peak, flops, seconds, matmul, params
+        preset.name,
+        params.trainable,
+        device,
+        measured,
+        trained,
+        total,
+        memory,
+        peak,
+        flops,
+        model_flops,
+        seconds,
+        matmul,
+        params,
     )
 
 

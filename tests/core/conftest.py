@@ -74,7 +74,7 @@ def _write_clip(tar, part: int, number: int, size: int, frames: int, changed: di
         elif (content := make(number)) is not None:
             sample[name.replace("_", ".")] = content
     texts = {"txt": record["caption"], "motion.txt": record["motion_prompt"]}
-    tar.write({"__key__": key, **sample, **texts, "json": record})
+    tar.write({"__key__": key, **texts, "json": record, **sample})
     return record["motion_prompt"]
 
 

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from followclick_core import presets
 from followclick_core.checkpoint import CheckpointError, load_safetensors, save_safetensors
@@ -14,6 +16,7 @@ from followclick_core.models.motion_model import load_motion_model
 from followclick_core.models.sd_autoencoder import SDAutoencoder
 from followclick_core.models.text_encoder import TextEncoder, TextEncoderParams
 from followclick_core.models.unet import UNet, UNetParams
+from followclick_core.training import dry_run as dry_run_module
 from followclick_core.training.clip_params import clip_training
 from followclick_core.training.clip_run import Start, train_on_shards
 from followclick_core.training.dry_run import dry_run
@@ -139,6 +142,26 @@ def test_a_dry_run_counts_what_is_trained_and_says_that_it_has_computed():
     )
     assert report.memory["AdamW's two moments"] == 8 * report.trained
     assert report.peak == sum(report.memory.values()) and report.utilisation == pytest.approx(1)
+
+
+def test_attention_is_counted():
+    from torch.nn.functional import scaled_dot_product_attention
+
+    dry_run_module._count_attention()
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        query, key, value = (torch.randn(1, 2, 64, 8, requires_grad=True) for _ in range(3))
+        scaled_dot_product_attention(query, key, value).sum().backward()
+    # Two products forward; backward five, of which one is the first again.
+    assert counter.get_total_flops() == 7 * 2 * 2 * 64 * 64 * 8
+
+
+def test_utilisation_is_of_what_the_model_asks_for():
+    stage = replace(clip_training("nano", "captions"), micro_batch=1, trainable="ma")
+    plain, checkpointed = (dry_run("nano", replace(stage, gradient_checkpointing=on), "cpu") for on in (False, True))
+    assert plain.model_flops == checkpointed.model_flops == plain.flops < checkpointed.flops
+    assert plain.utilisation == pytest.approx(1)
+    assert checkpointed.utilisation == pytest.approx(plain.flops / checkpointed.flops)
+    assert checkpointed.to_dict()["utilisation"] == checkpointed.utilisation
 
 
 def test_checkpointing_takes_less_memory_and_more_arithmetic():

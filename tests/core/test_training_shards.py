@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -15,8 +16,10 @@ from followclick_core.dataset.pack import npy_bytes
 from followclick_core.diffusion.schedule import NoiseSchedule
 from followclick_core.models.autoencoder import load_autoencoder
 from followclick_core.models.bundle import load_bundle, weights_path
-from followclick_core.models.motion_model import load_motion_model
+from followclick_core.models.motion_model import MotionModel, load_motion_model, save_motion_model
 from followclick_core.models.text_encoder import END, START, tokenize
+from followclick_core.models.unet import load_unet, save_unet
+from followclick_core.presets import get_preset
 from followclick_core.training import clip_data
 from followclick_core.training.clip_data import ClipData, SampleMaker
 from followclick_core.training.clip_params import ClipTrainParams, MaskRatio, clip_training
@@ -26,6 +29,7 @@ from followclick_core.training.run_dir import RunDir
 from followclick_core.training.trainable import SETS
 
 CPU = torch.device("cpu")
+CAPTIONS = ("a red square on a wall", "a green square in the evening")  # of the clips 4 and 5, as conftest has them
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +126,55 @@ def test_damaged_clips_are_passed_over_and_named(write_shards, tiny_stage, tmp_p
     # What is left out of `changed` keeps the good picture.
     data = ClipData(folder, tiny_stage(validation_clips=0), workers=0)
     taken = [data.take(place) for place in range(6)]
-    assert len(data.passed_over) == 1 and "cannot identify image" in next(iter(data.passed_over.values()))
+    assert len(data.passed_over) == 1 and "damaged picture" in next(iter(data.passed_over.values()))
     assert all(torch.isfinite(sample.frames).all() for sample in taken)
     folder = write_shards(tmp_path / "all", frame_000_jpg=lambda number: b"no picture")
-    with pytest.raises(ValueError, match="No clip in .* can be trained on .cannot identify image.*build the shards"):
+    with pytest.raises(ValueError, match="No clip in .* can be trained on .damaged picture.*build the shards"):
         ClipData(folder, tiny_stage(), workers=0)
+
+
+def test_another_clip_in_a_damaged_ones_place_is_never_a_held_out_one(write_shards, tiny_stage, tmp_path):
+    # In the order of parts: 0, 2, 4, 1, 3, 5; the first two are held out.
+    folder = write_shards(
+        tmp_path,
+        caption=lambda number: f"clip {number}",
+        frame_000_jpg=lambda n: b"no picture" if n in (0, 5) else None,
+    )
+    data = ClipData(folder, tiny_stage(validation_clips=2), workers=0)
+    assert {data.take(place).text for place in range(12)} == {"clip 4", "clip 1", "clip 3"}
+    assert [sample.text for sample in data.load_held_out()] == ["clip 2"]
+    # Nothing is left to hold out: validation shows a clip that is trained on.
+    data = ClipData(folder, tiny_stage(validation_clips=1), workers=0)
+    assert [sample.text for sample in data.load_held_out()] == ["clip 2"] and list(data.held_out) == [0]
+
+
+def test_damaged_records_and_latents_are_passed_over(write_shards, tiny_stage, tmp_path):
+    records = {0: b'{"key": "cut', 1: b"[]", 2: b'{"mask_rule": "followed"}', 3: b"\xff"}
+    folder = write_shards(tmp_path / "records", json=records.get)
+    data = ClipData(folder, tiny_stage(validation_clips=0), workers=0)
+    assert {data.take(place).caption for place in range(6)} == {CAPTIONS[0], CAPTIONS[1]}
+    assert len(data.passed_over) == 4 and all("damaged record" in reason for reason in data.passed_over.values())
+    good = npy_bytes(np.zeros((4, 4, 8, 8), np.float16))
+    folder = write_shards(
+        tmp_path / "latents", latents_npy=lambda number: {0: good[:40], 1: good[:-9], 2: b"no array"}.get(number, good)
+    )
+    data = ClipData(folder, tiny_stage(validation_clips=0, stored_latents=True), workers=0)
+    assert all(data.take(place).latents.shape == (4, 4, 8, 8) for place in range(6))
+    assert len(data.passed_over) == 3 and all("damaged latents" in reason for reason in data.passed_over.values())
+
+
+def test_a_run_names_the_clips_that_it_passes_over_once(write_shards, tiny_stage, tmp_path):
+    folder = write_shards(
+        tmp_path / "data",
+        caption=lambda number: "" if number == 4 else f"clip {number}",
+        frame_001_jpg=lambda number: b"no picture" if number == 3 else None,
+    )
+    for steps in (4, 6):
+        assert train_on_shards("tiny", folder, tmp_path / "run", [tiny_stage(steps=steps)], Start(), device="cpu")
+    lines = (tmp_path / "run" / "captions" / "passed_over.jsonl").read_text().splitlines()
+    reasons = {record["clip"]: record["reason"] for record in map(json.loads, lines)}
+    assert len(lines) == 2 and reasons.keys() == {"000000-0004-000", "000001-0003-000"}
+    assert reasons["000000-0004-000"] == "without a text" and "damaged picture" in reasons["000001-0003-000"]
 
 
 def test_clips_that_do_not_fit_are_refused(shards, write_shards, tiny_stage, tmp_path):
@@ -279,9 +327,6 @@ def test_a_set_trains_exactly_what_it_says(name, shards, tiny_stage, tiny_weight
 
 
 def test_a_model_that_sees_no_first_frame_cannot_have_only_its_attention_trained(shards, tiny_stage, tmp_path):
-    from followclick_core.models.motion_model import MotionModel, save_motion_model
-    from followclick_core.presets import get_preset
-
     stage = tiny_stage(trainable="ma")
     save_motion_model(tmp_path / "new.safetensors", MotionModel(replace(get_preset("tiny").motion, trained_frames=4)))
     (tmp_path / "base").mkdir()
@@ -322,6 +367,27 @@ def test_two_stages_leave_a_whole_model_and_all_that_shows_how_it_went(shards, t
     )
 
 
+def test_a_finished_run_s_command_again_changes_no_weights(shards, tiny_stage, tmp_path):
+    stages = [tiny_stage(), tiny_stage("motion-captions")]
+    train_on_shards("tiny", shards, tmp_path, stages, Start(), device="cpu")
+    made = weights_of(tmp_path / "weights")
+    # Also between its stages, where a kill may leave it.
+    assert train_on_shards("tiny", shards, tmp_path, stages[:1], Start(), device="cpu")
+    for _ in range(2):
+        again = weights_of(tmp_path / "weights")
+        assert all(torch.equal(value, again[key]) for key, value in made.items())
+        assert train_on_shards("tiny", shards, tmp_path, stages, Start(), device="cpu")
+
+
+def test_weights_that_a_kill_has_kept_from_being_written_come_with_the_next_command(shards, tiny_stage, tmp_path):
+    train_on_shards("tiny", shards, tmp_path, [tiny_stage()], Start(), device="cpu")
+    made = weights_of(tmp_path / "weights")
+    (tmp_path / "weights" / "motion.safetensors").unlink()
+    train_on_shards("tiny", shards, tmp_path, [tiny_stage()], Start(), device="cpu")
+    again = weights_of(tmp_path / "weights")
+    assert all(torch.equal(value, again[key]) for key, value in made.items())
+
+
 def test_tensorboard_gets_what_the_log_has(tiny_stage, shards, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -344,6 +410,32 @@ def test_other_settings_in_the_same_folder_are_refused(shards, tiny_stage, tmp_p
         train_on_shards("tiny", shards, tmp_path, [tiny_stage(batch_size=2, learning_rate=0.1)], Start(), device="cpu")
     # More steps are the same training, longer.
     assert train_on_shards("tiny", shards, tmp_path, [tiny_stage(steps=5)], Start(), device="cpu")
+
+
+def test_other_files_and_other_clips_in_the_same_folder_are_refused(
+    shards, write_shards, tiny_stage, tiny_weights, tmp_path
+):
+    def go_on(base, data, motion=None):
+        return train_on_shards("tiny", data, run, [tiny_stage()], Start(str(base), motion), device="cpu")
+
+    run = tmp_path / "run"
+    assert not train_on_shards("tiny", shards, run, [tiny_stage()], Start(str(tiny_weights)), 0.0, "cpu")
+    other, moved = tmp_path / "other", tmp_path / "moved"
+    for folder in (other, moved):
+        shutil.copytree(tiny_weights, folder)
+    unet = load_unet(other / "unet.safetensors")
+    torch.nn.init.ones_(next(unet.parameters()))
+    save_unet(other / "unet.safetensors", unet, {"preset": "tiny"})
+    motion = MotionModel(replace(get_preset("tiny").motion, trained_frames=4))
+    save_motion_model(tmp_path / "motion.safetensors", motion, {"preset": "tiny"})
+    with pytest.raises(ValueError, match="--base or --motion has other contents; give the same, or another --run"):
+        go_on(other, shards)
+    with pytest.raises(ValueError, match="--base or --motion has other contents"):
+        go_on(tiny_weights, shards, str(tmp_path / "motion.safetensors"))
+    with pytest.raises(ValueError, match="--data holds other clips; give the same"):
+        go_on(tiny_weights, write_shards(tmp_path / "fewer", clips=4))
+    # Where the same files lie does not matter.
+    assert go_on(moved, shutil.copytree(shards, tmp_path / "shards"))
 
 
 def test_files_that_do_not_belong_together_are_refused(shards, tiny_stage, tiny_weights, tmp_path):

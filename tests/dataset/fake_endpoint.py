@@ -14,7 +14,9 @@ class FakeEndpoint:
 
     `429`, `500`: that status on the first two requests for the caption, then an answer. `slow`: an answer after
     `delay` seconds. `garbage`: a body that is no JSON. `prose`: a completion whose content is no JSON. `schema`: JSON
-    of another shape. `once`: prose first, then an answer. `forbidden`: 401 always. Anything else is answered.
+    of another shape. `half`: half of a character, as a JSON escape. `halves`: the same, outside of any JSON. `deep`:
+    brackets within brackets. `deeper`: a body of such. `parts`: a list where the content should be. `once`: prose
+    first, then an answer. `forbidden`: 401 always. Anything else is answered.
     """
 
     def __init__(self, delay: float = 0.0):
@@ -73,6 +75,16 @@ class FakeEndpoint:
             return 200, b"{this is no JSON", {}
         if order == "prose" or (order == "once" and count == 1):
             return 200, completion("The motion is: walking."), {}
+        if order == "half":
+            return 200, completion('{"objects": [], "motion": "wave \\ud83d"}'), {}
+        if order == "halves":
+            return 200, completion("The motion is \ud83d."), {}
+        if order == "deep":
+            return 200, completion("[" * 200_000), {}
+        if order == "deeper":
+            return 200, b"[" * 200_000, {}
+        if order == "parts":
+            return 200, completion([{"type": "text", "text": "walk"}]), {}
         if order == "schema":
             return 200, completion(json.dumps({"motion": ["walk"], "mood": "happy"})), {}
         return 200, completion(json.dumps({"objects": ["thing"], "motion": f"move {caption.split()[-1]}"})), {}
@@ -83,7 +95,7 @@ class FakeEndpoint:
         self._thread.join()
 
 
-def completion(content: str) -> bytes:
+def completion(content: str | list) -> bytes:
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
     usage = {"prompt_tokens": TOKENS - 20, "completion_tokens": 20, "total_tokens": TOKENS}
     answer = {

@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 
 from followclick_core.__main__ import main
-from followclick_core.dataset.build import build
+from followclick_core.dataset import clips
+from followclick_core.dataset.build import _with_absolute_paths, build
+from followclick_core.dataset.decode import VideoError
+from followclick_core.dataset.pack import PackStep
 from followclick_core.dataset.params import BuildParams, CaptionParams, ClipParams, MotionParams, RunParams, Thresholds
+from followclick_core.dataset.plan import read_part
 from followclick_core.dataset.steps import CRASHES
 from followclick_core.dataset.store import Store
 
@@ -204,6 +208,59 @@ def test_phrases_come_from_the_source_the_endpoint_or_the_rules_and_say_so(add_v
     assert report.content["clips"]["in shards with a motion phrase"] == 3
 
 
+def test_relative_paths_are_those_of_the_same_files(add_video, tmp_path, monkeypatch):
+    add_video("a")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": "a.mp4", "caption": "A square slides down"}))
+    build(tmp_path / "list.jsonl", tmp_path / "out", PARAMS, tmp_path / "videos")
+    before = {step: times_of(tmp_path / "out", step) for step in ("clips", "motion", "shards")}
+    monkeypatch.chdir(tmp_path)
+    build("list.jsonl", "out", PARAMS, "videos")
+    assert {step: times_of(tmp_path / "out", step) for step in before} == before
+    assert read_part(Store(tmp_path / "out"), 0)[0].path == str(tmp_path / "videos" / "a.mp4")
+
+
+def test_weights_reach_workers_by_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = _with_absolute_paths(BuildParams(motion=MotionParams(raft="raft.pth"), latents="weights"))
+    assert (params.motion.raft, params.latents) == (str(tmp_path / "raft.pth"), str(tmp_path / "weights"))
+    assert _with_absolute_paths(BuildParams(latents="demo")) == BuildParams(latents="demo")
+
+
+def test_a_failure_of_the_machine_is_made_up_for_when_asked(add_video, tmp_path, monkeypatch):
+    add_video("a"), add_video("b")
+    folder = tmp_path / "out"
+    opened = clips.open_video
+
+    def fail(video, decoder):
+        if video.name == "b.mp4":
+            raise VideoError("file is missing", "Stale file handle")
+        return opened(video, decoder)
+
+    monkeypatch.setattr(clips, "open_video", fail)
+    assert build(tmp_path / "videos", folder, PARAMS).problems == {"file is missing": 1}
+    monkeypatch.setattr(clips, "open_video", opened)
+    before = times_of(folder, "clips")
+    assert build(tmp_path / "videos", folder, PARAMS).kept == 1
+    report = build(tmp_path / "videos", folder, PARAMS, retry_failed=True)
+    assert report.kept == 2 and not report.problems and len(samples_of(folder)) == 2
+    after = times_of(folder, "clips")
+    assert [name for name in after if after[name] != before[name]] == ["part-000001.tar"]
+
+
+def test_a_phrase_of_blanks_is_counted_as_none_also_where_an_earlier_build_kept_it(add_video, tmp_path):
+    add_video("a", "A square slides down")
+    folder = tmp_path / "out"
+    build(tmp_path / "videos", folder, PARAMS)
+    store = Store(folder)
+    labels = store.read("labels", 0)
+    [record] = labels["kept"].values()
+    record["motion_prompt"] = " \n"
+    store.write("labels", 0, labels | {"digest": "earlier"})
+    PackStep(str(folder), "followed", None, "", "cpu").run(0)
+    assert store.read("shards", 0)["with_motion_prompt"] == 0
+    assert [sample["motion.txt"] for sample in samples_of(folder).values()] == [b""]
+
+
 def test_a_dead_endpoint_costs_its_phrases_and_the_next_run_gets_them(add_video, tmp_path):
     add_video("a", "a dog runs up")
     folder = tmp_path / "out"
@@ -279,6 +336,7 @@ def test_the_command_says_what_it_did_and_answers_bad_input_by_one_sentence(add_
         (["--latents", "gone"], "There is no autoencoder.safetensors in gone"),
         (["--workers", "0"], "Workers are 1 or more"),
         (["--device", "toaster"], "on cpu or cuda, not on 'toaster'"),
+        (["--decoder", "gif"], "no decoder 'gif'; choose one of pyav, torchcodec"),
         (["--frames", "x"], "'x' is no whole number"),
     ):
         assert main([*arguments, *extra]) == 2, extra
@@ -372,3 +430,14 @@ def test_a_disk_that_is_really_full_ends_the_command_by_one_sentence(add_video, 
     make_room()
     assert main(command) == 0
     assert len(samples_of(folder / "out")) == 3
+
+
+def test_torchcodec_must_be_there_if_asked_for_and_is_not_used_otherwise(add_video, tmp_path, monkeypatch):
+    add_video("a")
+    asked = replace(PARAMS, clips=replace(PARAMS.clips, decoder="torchcodec"))
+    monkeypatch.setattr("followclick_core.dataset.build.torchcodec_is_there", lambda: False)
+    with pytest.raises(ValueError, match="torchcodec cannot be imported"):
+        build(tmp_path / "videos", tmp_path / "out", asked)
+    build(tmp_path / "videos", tmp_path / "out", PARAMS)
+    [sample] = samples_of(tmp_path / "out").values()
+    assert json.loads(sample["json"])["source"]["decoder"] == "pyav"

@@ -77,7 +77,7 @@ def test_it_goes_on_after_429_and_500(endpoint, cache, params):
 
 
 def test_a_slow_answer_is_a_timeout_and_asked_again_by_the_next_run(endpoint, cache, params):
-    slow = replace(params, timeout=0.3, retries=0)
+    slow = replace(params, timeout=1.0, retries=0)
     report = ask_endpoint(["slow a", "a dog up"], slow, cache)
     assert report.failed == {"timeout": 1} and report.answered == 1
     report = ask_endpoint(["slow a", "a dog up"], replace(params, timeout=10), cache)
@@ -86,7 +86,16 @@ def test_a_slow_answer_is_a_timeout_and_asked_again_by_the_next_run(endpoint, ca
 
 @pytest.mark.parametrize(
     ("caption", "problem"),
-    [("garbage a", "no completion"), ("prose a", "no JSON"), ("schema a", "wrong schema")],
+    [
+        ("garbage a", "no completion"),
+        ("prose a", "no JSON"),
+        ("schema a", "wrong schema"),
+        ("half a", "not UTF-8"),
+        ("halves a", "no JSON"),
+        ("deep a", "no JSON"),
+        ("deeper a", "no completion"),
+        ("parts a", "no completion"),
+    ],
 )
 def test_malformed_answers_end_in_quarantine_and_are_not_asked_again(endpoint, cache, params, caption, problem):
     report = ask_endpoint([caption, "a dog up"], params, cache)

@@ -2,11 +2,16 @@
 
 import io
 import json
+import os
 import tarfile
 
 import pytest
 
+from followclick_core.dataset.plan import read_part, update_plan
 from followclick_core.dataset.sources import Problem, Video, read_source, shown
+from followclick_core.dataset.store import Store
+
+MOTIONS = {" ": None, "\t\n": None, "\u3000": None, " run \n fast ": "run fast"}
 
 
 def entries(source, folder=None):
@@ -104,6 +109,68 @@ def test_a_jsonl_names_its_broken_lines(add_video, tmp_path):
         "list is damaged",
         "caption is not UTF-8",
     ]
+
+
+def test_an_unreadable_caption_costs_only_its_video(add_video, tmp_path):
+    add_video("good"), add_video("bad", None)
+    # A folder in the caption's place fails for root, too, whom permissions do not stop.
+    (tmp_path / "videos" / "bad.txt").mkdir()
+    videos, problems = entries(tmp_path / "videos")
+    assert [video.name for video in videos] == ["good.mp4"]
+    assert reasons(problems) == [("bad.mp4", "caption is unreadable")]
+
+
+def test_an_unreadable_folder_is_named(add_video, tmp_path, monkeypatch):
+    add_video("good")
+    (tmp_path / "videos" / "closed").mkdir()
+    scandir = os.scandir
+
+    def scan(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    videos, problems = entries(tmp_path / "videos")
+    assert [video.name for video in videos] == ["good.mp4"]
+    assert problems == [Problem("closed", "folder is unreadable", "Permission denied")]
+
+
+def test_a_name_that_no_file_can_have_costs_only_its_row(add_video, tmp_path):
+    add_video("a")
+    paths = ["videos/" + "x" * 300 + ".mp4", "half \ud83d.mp4", "nul \0.mp4", "videos/a.mp4"]
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"path": p, "caption": "A dog runs"}) for p in paths))
+    videos, problems = entries(tmp_path / "list.jsonl")
+    assert [video.name for video in videos] == ["videos/a.mp4"]
+    assert [problem.reason for problem in problems] == ["file is missing"] * 3
+    assert "half \\ud83d.mp4" in problems[1].name
+
+
+def test_brackets_without_end_cost_only_their_line(add_video, tmp_path):
+    add_video("a")
+    good = json.dumps({"path": "videos/a.mp4", "caption": "A dog runs"})
+    (tmp_path / "list.jsonl").write_text("[" * 200_000 + "\n" + good)
+    videos, problems = entries(tmp_path / "list.jsonl")
+    assert len(videos) == 1 and reasons(problems) == [("list.jsonl line 1", "list is damaged")]
+
+
+@pytest.mark.parametrize("confidence", ["NaN", "Infinity", "-inf", "1e999"])
+def test_numbers_that_json_lacks_stay_text_and_can_be_planned(add_video, tmp_path, confidence):
+    add_video("1")
+    (tmp_path / "list.csv").write_text(f"videoid,name,dynamic_confidence\n1,A dog runs,{confidence}\n")
+    videos, problems = entries(tmp_path / "list.csv", tmp_path / "videos")
+    assert not problems and [video.extra for video in videos] == [{"dynamic_confidence": confidence}]
+    store = Store(tmp_path / "out")
+    store.create()
+    assert update_plan(store, videos, 1) == [] and read_part(store, 0) == videos
+
+
+def test_a_motion_phrase_of_blanks_is_none_and_others_lose_theirs(add_video, tmp_path):
+    add_video("a")
+    rows = [{"id": str(n), "path": "videos/a.mp4", "caption": "A dog", "motion": m} for n, m in enumerate(MOTIONS)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    videos, _ = entries(tmp_path / "list.jsonl")
+    assert [video.motion for video in videos] == list(MOTIONS.values())
 
 
 def write_tar(path, members):

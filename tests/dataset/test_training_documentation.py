@@ -1,10 +1,12 @@
 """docs/TRAINING.md says what the program does; its first commands are run, from real clips to an animated click."""
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "TRAINING.md").read_text(encoding="utf-8")
 BLOCKS = [block.replace("\\\n", "").strip().splitlines() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
 COMMANDS = [line for block in BLOCKS for line in block if "followclick_core" in line]
+RANKS = ("--num_processes", "--nproc_per_node")
+LAUNCHERS = {"accelerate launch": "accelerate.commands.launch", "torchrun": "torch.distributed.run"}
 CAPTIONS = {
     "bigbuckbunny": "A giant rabbit yawns and stretches on a meadow",
     "bikes": "People ride bikes down a street",
@@ -38,7 +42,8 @@ def test_its_commands_are_commands(command):
     words = shlex.split(command)
     arguments = build_parser().parse_args(words[words.index("followclick_core") + 1 :])
     if words[words.index("followclick_core") + 1] == "train":
-        ranks = int(words[words.index("--num_processes") + 1]) if "--num_processes" in words else 1
+        counts = [int(words[words.index(name) + 1]) for name in RANKS if name in words]
+        ranks = counts[0] if counts else 1
         assert all(stage.accumulation(ranks) >= 1 for stage in chosen_stages(arguments))
 
 
@@ -83,7 +88,8 @@ def test_from_raw_videos_to_an_animated_click_in_under_five_minutes(real_clips, 
         record["loss"] for record in RunDir(tmp_path / "runs" / "first").read_log("motion-captions") if "loss" in record
     ]
     state = json.loads((tmp_path / "runs" / "first" / "motion-captions" / "config.json").read_text())
-    assert state["loop"]["steps"] == 20 and state["preset"] == "nano" and losses and max(losses) < 3
+    assert state["loop"]["steps"] == 20 and state["preset"] == "nano" and state["processes"] == 2
+    assert losses and max(losses) < 3
     assert load_motion_model(tmp_path / "runs" / "first" / "weights" / "motion.safetensors").params.trained_frames == 8
     clip = load_frames(str(tmp_path / "click.webp"))
     assert len(clip) == 8 and (clip[0] != clip[-1]).any()
@@ -91,9 +97,33 @@ def test_from_raw_videos_to_an_animated_click_in_under_five_minutes(real_clips, 
 
 
 def run(command: str, folder: Path) -> None:
-    words = shlex.split(command)
-    python = [sys.executable, *(["-m", "accelerate.commands.launch"] if words[:2] == ["accelerate", "launch"] else [])]
-    words = words[2:] if words[0] == "accelerate" else words[1:]
+    launcher = next((name for name in LAUNCHERS if command.startswith(name)), None)
+    module = ["-m", LAUNCHERS[launcher]] if launcher else []
+    words = shlex.split(command.removeprefix(launcher or "python"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    answer = subprocess.run([*python, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert answer.returncode == 0, f"{command}\n{answer.stdout}\n{answer.stderr}"
+    process = subprocess.Popen(
+        [sys.executable, *module, *words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output = process.communicate(timeout=300)[0]
+    except BaseException:
+        end(process)
+        raise
+    assert process.returncode == 0, f"{command}\n{output}"
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a launcher and what it has started; torchrun puts its ranks into groups of their own, and ends them itself
+    when it is asked to."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=40)
+            return

@@ -1,5 +1,6 @@
 """Ray on real clips: driver and worker killed, and the shards are those of an untroubled build."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from followclick_core.__main__ import main
@@ -41,7 +43,7 @@ def start(videos, out, *more) -> subprocess.Popen:
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, process: subprocess.Popen, seconds=120):
+def wait_for(condition, process: subprocess.Popen, seconds=300):
     """The first true answer of `condition`, asked while the process runs."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -54,7 +56,7 @@ def wait_for(condition, process: subprocess.Popen, seconds=120):
 
 
 def worker_at_work(out: Path) -> int | None:
-    """The process that takes clips right now, if one does; a killed driver's worker has left its mark, too."""
+    """The process that takes clips right now, if one does."""
     for path in out.glob("clips/*.attempts"):
         try:
             process = int(path.read_text().split()[-1].rpartition(":")[2])
@@ -67,31 +69,67 @@ def worker_at_work(out: Path) -> int | None:
     return None
 
 
+def kill_with_ray(driver: subprocess.Popen) -> None:
+    """Kill a driver of a local Ray, and wait until the processes it had started have followed."""
+    started = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.communicate()
+    end_all(started)
+
+
+def end_all(processes: list[psutil.Process]) -> None:
+    """Ray's processes end with the one that started them, but in their own time."""
+    for process in psutil.wait_procs(processes, timeout=30)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert not psutil.wait_procs(processes, timeout=30)[1]
+
+
+@pytest.fixture
+def cluster():
+    """A function that starts a Ray cluster of two processors, at free ports; no process of it outlives the test."""
+    from ray.cluster_utils import Cluster
+
+    before, clusters = set(psutil.Process().children(recursive=True)), []
+
+    def start_cluster() -> Cluster:
+        arguments = {"num_cpus": 2, "object_store_memory": 100 << 20}
+        arguments |= {"include_dashboard": False, "dashboard_agent_listen_port": 0}
+        clusters.append(Cluster(initialize_head=True, head_node_args=arguments))
+        return clusters[-1]
+
+    yield start_cluster
+    started = set(psutil.Process().children(recursive=True)) - before
+    for each in clusters:
+        each.shutdown()
+    end_all(list(started))
+
+
 def shards_of(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((out / "shards").glob("*.tar"))}
 
 
-def test_killed_drivers_and_workers_lose_nothing(videos, tmp_path, monkeypatch):
-    from ray.cluster_utils import Cluster
-
+def test_killed_drivers_and_workers_lose_nothing(videos, tmp_path, monkeypatch, cluster):
     out = tmp_path / "out"
     # The driver, in the midst of a local run: what is done stays done.
     driver = start(videos, out)
     wait_for(lambda: len(list(out.glob("clips/*.json"))) >= 2, driver)
-    driver.send_signal(signal.SIGKILL)
-    driver.communicate()
+    kill_with_ray(driver)
     done = {path: path.stat().st_mtime_ns for path in out.glob("clips/*.json")}
     assert 2 <= len(done) < 6 and not (out / "report.json").exists()
+    # What its worker has noted must not be taken for the next one's.
+    for path in out.glob("clips/*.attempts"):
+        path.unlink()
     # A worker, in the midst of a run on a cluster: Ray replaces it, and its part is begun again.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 << 20})
+    address = cluster().address
+    driver = start(videos, out, "--address", address)
     try:
-        driver = start(videos, out, "--address", cluster.address)
         victim = wait_for(lambda: worker_at_work(out), driver)
         os.kill(victim, signal.SIGKILL)
-        output, errors = driver.communicate(timeout=240)
+        output, errors = driver.communicate(timeout=480)
     finally:
         driver.kill()
-        cluster.shutdown()
+        driver.communicate()
     assert driver.returncode == 0, output + errors
     assert all(path.stat().st_mtime_ns == written for path, written in done.items())
     # The same, by one process that nothing happens to.
