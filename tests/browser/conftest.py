@@ -53,7 +53,7 @@ SETUPS = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A front end of others' making, a browser and a server share a few cores: ask up to twice more what fails there."""
+    """A front end of others' making, a browser and a server share few cores: ask up to twice more what fails there."""
     for item in items:
         if item.path.is_relative_to(TESTS / "browser"):
             item.add_marker(pytest.mark.flaky(reruns=2))
