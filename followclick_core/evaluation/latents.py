@@ -206,8 +206,9 @@ class _Writer:
 
 def _bytes_of(takes: _SceneTakes) -> int:
     frames, (height, width) = len(takes.scene.frames), takes.mask.shape
-    per_take = 2 * 4 * frames * (height // LATENT_SCALE + 1) * (width // LATENT_SCALE + 1)
-    return len(takes.magnitudes) * per_take + takes.mask.size // 8 + 1024
+    per_take = 2 * 4 * frames * -(-height // LATENT_SCALE) * -(-width // LATENT_SCALE)
+    clips = len(takes.magnitudes) if takes.mask.any() else 0
+    return clips * per_take + takes.mask.size // 8 + 1024
 
 
 def read_index(folder: str | Path, settings: dict[str, Any] | None = None) -> dict[int, tuple[Path, dict[str, Any]]]:
