@@ -1,15 +1,17 @@
 """The whole grid as one resumable command: the clips, then every variant of seed 0, of seed 1 and so on."""
 
+import contextlib
 import json
 import logging
 import math
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -42,7 +44,7 @@ class Grid:
     clips: ClipParams = field(default_factory=ClipParams)
     params: RunParams = field(default_factory=RunParams)
     steps: int | None = None
-    seconds_per_run: float = 25.0
+    seconds_per_run: float = 20.0
 
     @property
     def clip_folder(self) -> Path:
@@ -153,9 +155,9 @@ def _work_side_by_side(
     context = multiprocessing.get_context("spawn")
     turns, failed = _SharedTurns(context), context.Value("i", 0)
     deadline = time.monotonic() + seconds
-    processes = []
+    processes, level = [], logger.getEffectiveLevel()
     for _ in range(min(workers, len(missing))):
-        arguments = (grid, steps, str(device), deadline - time.monotonic(), missing, turns, failed, workers)
+        arguments = (grid, steps, str(device), deadline - time.monotonic(), missing, turns, failed, workers, level)
         processes.append(context.Process(target=_worker, args=arguments, daemon=True))
         processes[-1].start()
     for process in processes:
@@ -172,12 +174,14 @@ def _worker(
     turns: _SharedTurns,
     failed: Any,
     workers: int,
+    log_level: int,
 ) -> None:
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
+    logging.basicConfig(format="%(asctime)s %(message)s", level=log_level)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     _choose(torch.device(device))
-    count = _work(grid, steps, device, seconds, missing, turns)
+    # Progress bars of several processes would overwrite each other.
+    with open(os.devnull, "w") as nowhere:
+        count = _work(grid, steps, device, seconds, missing, turns, bars=nowhere)
     with failed.get_lock():
         failed.value += count
 
@@ -189,6 +193,7 @@ def _work(
     seconds: float,
     missing: Sequence[tuple[Variant, int]],
     turns: _Turns | _SharedTurns,
+    bars: TextIO = sys.stderr,
 ) -> int:
     """Take runs in turn until none is left or the time is up; how many of them failed."""
     deadline = time.monotonic() + seconds
@@ -201,7 +206,8 @@ def _work(
             break
         started = time.monotonic()
         try:
-            done = workshop.run(variant, seed, steps, grid.folder, remaining)
+            with contextlib.redirect_stderr(bars):
+                done = workshop.run(variant, seed, steps, grid.folder, remaining)
         except Exception:  # one variant that cannot be trained must not cost the others their time
             logger.exception("%s, seed %d failed", variant.name, seed)
             failed += 1

@@ -22,9 +22,10 @@ from ..training.run_dir import RunDir
 from ..training.stages import Generative, MotionStage
 from ..training.train_step import TrainStep
 from .clips import HeldOutClips, TrainingClips
+from .pairs import score_pairs
 from .scenes import ClipParams
 from .scoring import ScoringParams, score
-from .variants import Variant
+from .variants import BASE, Variant
 
 # Steps between the random numbers of two seeds; no run is longer.
 SEED_STRIDE = 1_000_003
@@ -34,7 +35,7 @@ SEED_STRIDE = 1_000_003
 class RunParams:
     """What all runs have in common: the budget, and how it is used."""
 
-    batch_size: int = 16
+    batch_size: int = 32
     image_batch: int = 4
     learning_rate: float = 6e-4
     warmup: int = 50
@@ -109,6 +110,7 @@ class Workshop:
         self.training = TrainingClips(clips, clip_params, device)
         self.held_out = HeldOutClips(clips, clip_params, "held-out", device)
         self.sweep = HeldOutClips(clips, clip_params, "sweep", device)
+        self.pairs = HeldOutClips(clips, clip_params, "pairs", device)
 
     def run(self, variant: Variant, seed: int, steps: int, folder: Path, max_seconds: float) -> bool:
         """Train, score, and write `folder`/<variant>-<seed>.json; whether it is done, or left to go on with."""
@@ -127,6 +129,8 @@ class Workshop:
         bundle = ModelBundle(preset, model.unet, model.motion, self.autoencoder, model.text)
         expected = self._expected(variant)
         rows = score(bundle, self.held_out, self.sweep, variant, expected, self.params.scoring)
+        if variant == BASE:
+            rows |= score_pairs(bundle, self.pairs, self.params.scoring)
         result: dict[str, Any] = {
             "variant": asdict(variant),
             "seed": seed,

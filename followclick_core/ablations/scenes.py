@@ -45,7 +45,7 @@ class ClipParams:
     train: int = 6000
     held_out: int = 96
     sweep: int = 48
-    pairs: int = 48
+    pairs: int = 96
 
     def count(self, name: str) -> int:
         return {"train": self.train, "held-out": self.held_out, "sweep": self.sweep, "pairs": self.pairs}[name]

@@ -1,0 +1,160 @@
+"""Tables and plots of the ablations, from the small files that the runs wrote."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import atomic_path
+from .figures import FIGURES, REFERENCES, Estimate, Scores, difference, estimate, stack_scores
+from .variants import ABLATIONS, VARIANTS, Ablation
+
+Results = Mapping[str, list[dict[str, Any]]]
+
+
+def read_results(folder: Path) -> Results:
+    """Variant -> its runs' results, for the seeds of which the reference has been run too.
+
+    Raises:
+        FileNotFoundError: There is no result.
+    """
+    results: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((folder / "runs").glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        results.setdefault(result["variant"]["name"], []).append(result)
+    if not results:
+        raise FileNotFoundError(f"There is no result in {folder / 'runs'}; run the ablations first.")
+    return results
+
+
+def write_report(folder: Path, page: Path) -> None:
+    """Renew what stands between the page's markers, <!-- ablation NAME --> and <!-- end NAME -->, and the plots.
+
+    Plots are written beside the page, as ablation-NAME.png. `budget` is the marker of what the runs had in common.
+
+    Raises:
+        FileNotFoundError: There is no page or no result.
+        ValueError: The page lacks a marker.
+    """
+    if not page.is_file():
+        raise FileNotFoundError(f"There is no {page}; the report goes between the markers of a page that is there.")
+    results = read_results(folder)
+    text = _between(page.read_text(encoding="utf-8"), "budget", budget_text(results))
+    for ablation in ABLATIONS:
+        scores = _scores_of(ablation, results)
+        if len(scores) < 2:
+            continue
+        picture = page.with_name(f"ablation-{ablation.name}.png")
+        plot(ablation, scores, picture)
+        text = _between(text, ablation.name, f"{table(ablation, scores)}\n![{ablation.title}]({picture.name})\n")
+    with atomic_path(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def budget_text(results: Results) -> str:
+    """What all runs had in common, and what they took."""
+    runs = [result for variant in VARIANTS for result in results.get(variant.name, [])]
+    one, clips = runs[0], runs[0]["clips"]
+    seconds = [result["seconds"]["training"] for result in runs]
+    counts = sorted({len(results[name]) for name in results})
+    reference = stack_scores(runs)
+    known = "; ".join(f"{figure.label} {figure.compute(reference):.3g}" for figure in REFERENCES.values())
+    steps = sorted({result["steps"] for result in runs})
+    return (
+        f"{len(runs)} runs of {len(results)} variants, {' to '.join(map(str, _ends(counts)))} seeds each; every run "
+        f"{' to '.join(map(str, _ends(steps)))} steps of {one['params']['batch_size']} clips, {clips['num_frames']} "
+        f"frames of {clips['size']}x{clips['size']} px, drawn from the same {clips['train']} clips; "
+        f"{min(seconds):.0f} to {max(seconds):.0f} s of training on {one['device']} (torch {one['torch']}), several "
+        f"runs side by side. Scored on {clips['held_out']} held-out clips and a sweep over {clips['sweep']} more, "
+        f"{one['params']['scoring']['steps']} sampling steps, guidance {one['params']['scoring']['guidance_scale']:g}. "
+        f"Of the held-out clips themselves: {known}.\n"
+    )
+
+
+def table(ablation: Ablation, scores: Mapping[str, Scores]) -> str:
+    """A row per variant and a column per figure: the mean over seeds and clips, and its 95 % interval.
+
+    A star marks what differs from the first row: the 95 % interval of the difference does not hold zero.
+    """
+    figures = [FIGURES[name] for name in ablation.figures]
+    lines = [
+        "| | seeds | " + " | ".join(figure.label for figure in figures) + " |",
+        "|---|---|" + "---|" * len(figures),
+    ]
+    reference = next(iter(scores.values()))
+    for (_, label), row in zip(_rows_of(ablation, scores), scores.values(), strict=True):
+        cells = []
+        for figure in figures:
+            found = estimate(figure, row)
+            low, high = (0.0, 0.0) if row is reference else difference(figure, row, reference)
+            star = "" if low <= 0 <= high else "\\*"
+            cells.append(f"{found.value:.3g}{star} [{found.low:.3g}, {found.high:.3g}]")
+        lines.append(f"| {label} | {len(row['obeys'])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(ablation: Ablation, scores: Mapping[str, Scores], path: Path) -> None:
+    """Means over seeds with their intervals, and each seed as a dot; a sweep as asked against measured."""
+    from matplotlib.figure import Figure as Canvas
+
+    names = ablation.figures[:6]
+    canvas = Canvas(figsize=(12, 6.4), layout="constrained")
+    rows = list(zip(_rows_of(ablation, scores), scores.values(), strict=True))
+    # In the order of the labels, so that a ratio is an axis.
+    rows.sort(key=lambda row: row[0][1] if ablation.name == "mask-ratio" else "")
+    for axes, name in zip(canvas.subplots(2, 3).flat, names, strict=True):
+        if name == "sweep_spearman":
+            _plot_sweep(axes, rows)
+        else:
+            _plot_figure(axes, rows, name)
+    canvas.suptitle(ablation.title)
+    with atomic_path(path) as temporary:
+        canvas.savefig(temporary, dpi=100)
+
+
+def _plot_figure(axes: Any, rows: list[tuple[tuple[str, str], Scores]], name: str) -> None:
+    found: list[Estimate] = [estimate(FIGURES[name], scores) for _, scores in rows]
+    at = np.arange(len(rows))
+    values = np.array([one.value for one in found])
+    reach = np.array([(one.value - one.low, one.high - one.value) for one in found]).T.clip(min=0)
+    axes.errorbar(at, values, reach, marker="o", linestyle="none", capsize=3)
+    for place, one in zip(at, found, strict=True):
+        axes.plot([place + 0.15] * len(one.runs), one.runs, marker=".", linestyle="none", color="0.5")
+    axes.set_xticks(at, [label for (_, label), _ in rows], rotation=30 if len(rows) < 6 else 60, ha="right")
+    axes.set_title(FIGURES[name].label, fontsize=10)
+
+
+def _plot_sweep(axes: Any, rows: list[tuple[tuple[str, str], Scores]]) -> None:
+    for (_, label), scores in rows:
+        expected = scores["sweep_expected"][0]
+        means = scores["sweep"].mean((0, 1))
+        low, high = np.quantile(scores["sweep"].mean(0), [0.25, 0.75], axis=0)
+        axes.errorbar(expected, means, np.abs([means - low, high - means]), marker="o", capsize=3, label=label)
+    most = max(float(scores["sweep_expected"].max()) for _, scores in rows)
+    axes.plot([0, most], [0, most], color="0.8")
+    axes.set(xlabel="magnitude asked or expected", ylabel="measured (bars: half of the clips)")
+    axes.legend(fontsize=8)
+
+
+def _scores_of(ablation: Ablation, results: Results) -> dict[str, Scores]:
+    return {name: stack_scores(results[name]) for name, _ in ablation.variants if name in results}
+
+
+def _rows_of(ablation: Ablation, scores: Mapping[str, Scores]) -> list[tuple[str, str]]:
+    return [(name, label) for name, label in ablation.variants if name in scores]
+
+
+def _ends(values: list[int]) -> list[int]:
+    return values if len(values) < 2 else [values[0], values[-1]]
+
+
+def _between(text: str, name: str, content: str) -> str:
+    """The text with `content` between the markers of `name`."""
+    begin, end = f"<!-- ablation {name} -->", f"<!-- end {name} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"The page lacks {begin} and {end}; put the two where the report is to go.")
+    return pattern.sub(lambda _: f"{begin}\n{content}{end}", text)
