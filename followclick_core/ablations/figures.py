@@ -57,6 +57,11 @@ def _speed_spearman(scores: Scores) -> float:
     return spearman(scores["magnitude"].ravel(), scores["speed"].ravel())
 
 
+def _of_pairs(label: str, compute: Callable[[np.ndarray], np.ndarray]) -> Figure:
+    """Of scores with an entry for either object on the last axis."""
+    return Figure(label, lambda scores: float(compute(scores["pairs"]).mean()), ("pairs",), True)
+
+
 FIGURES: dict[str, Figure] = {
     "loss_inside": _mean_of("loss_inside", "loss in the region ↓", False),
     "loss_outside": _mean_of("loss_outside", "loss elsewhere ↓", False),
@@ -69,6 +74,9 @@ FIGURES: dict[str, Figure] = {
     "sweep_r2": _of_sweep("sweep: R² ↑", lambda x, y: linear_fit(x, y)[2], True),
     "sweep_slope": _of_sweep("sweep: slope", lambda x, y: linear_fit(x, y)[0], None),
     "speed_spearman": Figure("clips' own speeds: Spearman ↑", _speed_spearman, ("magnitude", "speed"), True),
+    "pairs_first": _of_pairs("the first goes the way asked ↑", lambda pairs: pairs[..., 0]),
+    "pairs_second": _of_pairs("the second ↑", lambda pairs: pairs[..., 1]),
+    "pairs_both": _of_pairs("both ↑", lambda pairs: pairs.min(-1)),
 }
 # Of the held-out clips themselves, the same for every variant: what the figures are to be held against.
 REFERENCES = {
@@ -90,13 +98,13 @@ def estimate(figure: Figure, scores: Scores) -> Estimate:
     """
     values = _resampled(lambda sample: figure.compute(sample), [scores], figure.reads)
     low, high = _interval(values)
-    runs = [figure.compute({name: scores[name][[run]] for name in figure.reads}) for run in range(_runs(scores))]
+    runs = [figure.compute({name: scores[name][[run]] for name in figure.reads}) for run in range(count_runs(scores))]
     return Estimate(figure.compute(scores), low, high, tuple(runs))
 
 
 def difference(figure: Figure, scores: Scores, reference: Scores) -> tuple[float, float]:
     """The 95 % interval of the figure less the reference's, both on the same draws of seeds and clips."""
-    first = min(_runs(scores), _runs(reference))
+    first = min(count_runs(scores), count_runs(reference))
     pair = [{name: each[name][:first] for name in figure.reads} for each in (scores, reference)]
     return _interval(_resampled(lambda one, other: figure.compute(one) - figure.compute(other), pair, figure.reads))
 
@@ -121,5 +129,5 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _runs(scores: Scores) -> int:
+def count_runs(scores: Scores) -> int:
     return len(next(iter(scores.values())))

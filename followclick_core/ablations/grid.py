@@ -6,7 +6,6 @@ import logging
 import math
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -118,9 +117,11 @@ def _calibrated_steps(grid: Grid, device: torch.device) -> int:
     """The number of steps that every run of this folder takes."""
     path = grid.folder / "budget.json"
     if not path.is_file():
+        logger.info("measuring the speed of a step")
         workshop = Workshop(grid.weights, grid.clip_folder, grid.clips, grid.params, device)
         seconds = workshop.seconds_per_step(BASE)
         steps = max(1, round(grid.seconds_per_run / seconds))
+        logger.info("%.1f ms per step; every run takes %d steps", 1000 * seconds, steps)
         write_json(path, {"seconds_per_step": seconds, "seconds_per_run": grid.seconds_per_run, "steps": steps})
     return json.loads(path.read_text(encoding="utf-8"))["steps"]
 
@@ -154,10 +155,11 @@ def _work_side_by_side(
     # A process that was forked from one with a GPU cannot use the GPU.
     context = multiprocessing.get_context("spawn")
     turns, failed = _SharedTurns(context), context.Value("i", 0)
-    deadline = time.monotonic() + seconds
+    # By the clock on the wall, which all processes share: those that start late end with the others.
+    end = time.time() + seconds
     processes, level = [], logger.getEffectiveLevel()
     for _ in range(min(workers, len(missing))):
-        arguments = (grid, steps, str(device), deadline - time.monotonic(), missing, turns, failed, workers, level)
+        arguments = (grid, steps, str(device), end, missing, turns, failed, workers, level)
         processes.append(context.Process(target=_worker, args=arguments, daemon=True))
         processes[-1].start()
     for process in processes:
@@ -169,7 +171,7 @@ def _worker(
     grid: Grid,
     steps: int,
     device: str,
-    seconds: float,
+    end: float,
     missing: Sequence[tuple[Variant, int]],
     turns: _SharedTurns,
     failed: Any,
@@ -181,7 +183,7 @@ def _worker(
     _choose(torch.device(device))
     # Progress bars of several processes would overwrite each other.
     with open(os.devnull, "w") as nowhere:
-        count = _work(grid, steps, device, seconds, missing, turns, bars=nowhere)
+        count = _work(grid, steps, device, end - time.time(), missing, turns, bars=nowhere)
     with failed.get_lock():
         failed.value += count
 
@@ -193,7 +195,7 @@ def _work(
     seconds: float,
     missing: Sequence[tuple[Variant, int]],
     turns: _Turns | _SharedTurns,
-    bars: TextIO = sys.stderr,
+    bars: TextIO | None = None,
 ) -> int:
     """Take runs in turn until none is left or the time is up; how many of them failed."""
     deadline = time.monotonic() + seconds
@@ -206,7 +208,7 @@ def _work(
             break
         started = time.monotonic()
         try:
-            with contextlib.redirect_stderr(bars):
+            with contextlib.redirect_stderr(bars) if bars else contextlib.nullcontext():
                 done = workshop.run(variant, seed, steps, grid.folder, remaining)
         except Exception:  # one variant that cannot be trained must not cost the others their time
             logger.exception("%s, seed %d failed", variant.name, seed)

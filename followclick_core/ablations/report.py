@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..files import atomic_path
-from .figures import FIGURES, REFERENCES, Estimate, Scores, difference, estimate, stack_scores
-from .variants import ABLATIONS, VARIANTS, Ablation
+from .figures import FIGURES, REFERENCES, Estimate, Scores, count_runs, difference, estimate, stack_scores
+from .variants import ABLATIONS, BASE, PAIRS, VARIANTS, Ablation
 
 Results = Mapping[str, list[dict[str, Any]]]
 
@@ -43,7 +43,7 @@ def write_report(folder: Path, page: Path) -> None:
         raise FileNotFoundError(f"There is no {page}; the report goes between the markers of a page that is there.")
     results = read_results(folder)
     text = _between(page.read_text(encoding="utf-8"), "budget", budget_text(results))
-    for ablation in ABLATIONS:
+    for ablation in (*ABLATIONS, PAIRS):
         scores = _scores_of(ablation, results)
         if len(scores) < 2:
             continue
@@ -60,7 +60,7 @@ def budget_text(results: Results) -> str:
     one, clips = runs[0], runs[0]["clips"]
     seconds = [result["seconds"]["training"] for result in runs]
     counts = sorted({len(results[name]) for name in results})
-    reference = stack_scores(runs)
+    reference = stack_scores(next(iter(results.values())))
     known = "; ".join(f"{figure.label} {figure.compute(reference):.3g}" for figure in REFERENCES.values())
     steps = sorted({result["steps"] for result in runs})
     return (
@@ -92,7 +92,7 @@ def table(ablation: Ablation, scores: Mapping[str, Scores]) -> str:
             low, high = (0.0, 0.0) if row is reference else difference(figure, row, reference)
             star = "" if low <= 0 <= high else "\\*"
             cells.append(f"{found.value:.3g}{star} [{found.low:.3g}, {found.high:.3g}]")
-        lines.append(f"| {label} | {len(row['obeys'])} | " + " | ".join(cells) + " |")
+        lines.append(f"| {label} | {count_runs(row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -101,11 +101,12 @@ def plot(ablation: Ablation, scores: Mapping[str, Scores], path: Path) -> None:
     from matplotlib.figure import Figure as Canvas
 
     names = ablation.figures[:6]
-    canvas = Canvas(figsize=(12, 6.4), layout="constrained")
+    rows_of_axes = -(-len(names) // 3)
+    canvas = Canvas(figsize=(12, 3.2 * rows_of_axes), layout="constrained")
     rows = list(zip(_rows_of(ablation, scores), scores.values(), strict=True))
     # In the order of the labels, so that a ratio is an axis.
     rows.sort(key=lambda row: row[0][1] if ablation.name == "mask-ratio" else "")
-    for axes, name in zip(canvas.subplots(2, 3).flat, names, strict=True):
+    for axes, name in zip(canvas.subplots(rows_of_axes, 3).flat, names, strict=True):
         if name == "sweep_spearman":
             _plot_sweep(axes, rows)
         else:
@@ -140,6 +141,9 @@ def _plot_sweep(axes: Any, rows: list[tuple[tuple[str, str], Scores]]) -> None:
 
 
 def _scores_of(ablation: Ablation, results: Results) -> dict[str, Scores]:
+    if ablation is PAIRS:
+        base = stack_scores(results[BASE.name]) if BASE.name in results else {}
+        return {name: {"pairs": base[f"pairs_{name}"]} for name, _ in PAIRS.variants if f"pairs_{name}" in base}
     return {name: stack_scores(results[name]) for name, _ in ablation.variants if name in results}
 
 

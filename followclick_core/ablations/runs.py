@@ -1,5 +1,6 @@
 """One run: a variant trained from the same weights as all others, for the same number of steps, and scored."""
 
+import gc
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -114,6 +115,8 @@ class Workshop:
 
     def run(self, variant: Variant, seed: int, steps: int, folder: Path, max_seconds: float) -> bool:
         """Train, score, and write `folder`/<variant>-<seed>.json; whether it is done, or left to go on with."""
+        # Of the run before: a recorded step keeps its memory until the last reference to it is gone.
+        gc.collect()
         work = folder / "unfinished" / f"{variant.name}-{seed}"
         stage, preset = self.stage(variant, seed, steps)
         started = time.monotonic()

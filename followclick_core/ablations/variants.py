@@ -97,7 +97,7 @@ ABLATIONS: tuple[Ablation, ...] = (
         "magnitude",
         "Optical-flow magnitude against frames per second (paper, Figure 8)",
         (("base", "flow magnitude"), ("fps", "frames per second")),
-        ("sweep_spearman", "sweep_r2", "sweep_slope", "speed_spearman", *_COMMON),
+        ("sweep_spearman", "sweep_r2", "sweep_slope", "speed_spearman", "loss_inside", "obeys"),
     ),
     Ablation(
         "layout",
@@ -111,6 +111,13 @@ ABLATIONS: tuple[Ablation, ...] = (
         (("base", "silhouette"), ("union", "union"), ("majority", "majority")),
         _COMMON,
     ),
+)
+# Two ways of one model, not two variants.
+PAIRS = Ablation(
+    "pairs",
+    "Two objects with two motions",
+    (("separate", "a prediction per region"), ("joined", "one pass, both prompts")),
+    ("pairs_first", "pairs_second", "pairs_both"),
 )
 
 
