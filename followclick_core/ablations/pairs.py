@@ -82,7 +82,7 @@ def find_pairs(clips: HeldOutClips) -> tuple[Region, Region, list[int]]:
     return Region(masks[chosen], own), Region(others[chosen], second), chosen
 
 
-def latent_shares(masks: Sequence[Masks], size: tuple[int, int]) -> Float[Tensor, "n b 1 h w"]:
+def latent_shares(masks: Sequence[Masks], size: tuple[int, int]) -> Float[Tensor, "n b 1 h_out w_out"]:
     """`regions.region_shares` of each clip at the latents' size."""
     grid = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float32) for side in size))
     distances = []

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from ..diffusion.schedule import NoiseSchedule
 from ..files import write_json
+from ..models.attach import attach
 from ..models.autoencoder import Autoencoder, load_autoencoder
 from ..models.bundle import ModelBundle, weights_path
 from ..models.motion_model import MotionParams
@@ -66,21 +68,22 @@ class RunParams:
 
 
 class VariantStage(MotionStage):
-    """MotionStage on clips that lie in memory, as a variant reads them."""
+    """MotionStage on clips that lie in memory, as a variant reads them: nothing is drawn or encoded meanwhile."""
 
     def __init__(
         self,
         model: Generative,
-        autoencoder: Autoencoder,
         params: MotionTrainParams,
         preset: Preset,
         clips: TrainingClips,
         variant: Variant,
         seed: int,
     ):
-        # Of its source of scenes the stage asks the device alone, as nothing is drawn from it.
-        super().__init__(model, autoencoder, params, preset, clips)  # type: ignore[arg-type]
-        self.pool = _Drawn(clips, variant)
+        self.module, self.params, self.preset = model, params, preset
+        self.schedule = NoiseSchedule(preset.motion.schedule).to(clips.device)
+        self.attachment = attach(model.unet, model.motion)
+        self.scenes = clips  # type: ignore[assignment]  # asked for its device alone
+        self.pool = _Drawn(clips, variant)  # type: ignore[assignment]
         self.prepare, self.prefetch = _nothing, _nothing
         self._first_step = seed * SEED_STRIDE
 
@@ -186,7 +189,7 @@ class Workshop:
         model.text.load_state_dict(text.state_dict())
         model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         training = self.params.training(variant, steps)
-        stage = VariantStage(model, self.autoencoder, training, preset, self.training, variant, seed)
+        stage = VariantStage(model, training, preset, self.training, variant, seed)
         return stage, preset
 
     def _expected(self, variant: Variant) -> dict[float, float]:

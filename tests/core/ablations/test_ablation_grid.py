@@ -1,4 +1,4 @@
-"""The grid at a micro budget: every run learns, is scored and resumes; nothing that a GPU machine may lack is needed."""
+"""The grid at a micro budget: runs learn, are scored and resume, and need nothing that a GPU machine may lack."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from followclick_core.ablations.scoring import ScoringParams
 from followclick_core.ablations.variants import BASE, VARIANTS, find_variants
 
 CPU = torch.device("cpu")
-CLIPS = ClipParams(num_frames=4, train=10, held_out=3, sweep=2, pairs=6)
+CLIPS = ClipParams(num_frames=4, train=16, held_out=2, sweep=1, pairs=4)
 PARAMS = RunParams(batch_size=2, image_batch=1, scoring=ScoringParams(timesteps=(500,), steps=1))
 
 
@@ -51,7 +51,7 @@ def test_the_grid_runs_all_of_a_seed_before_the_next_and_takes_up_what_is_left(g
     result = json.loads(result_path(grid.folder, BASE, 0).read_text())
     assert result["variant"]["name"] == "base" and result["steps"] == 2
     scores = result["scores"]
-    assert len(scores["obeys"]) == 3 and len(scores["sweep"]) == 2 and len(scores["sweep"][0]) == 4
+    assert len(scores["obeys"]) == 2 and len(scores["sweep"]) == 1 and len(scores["sweep"][0]) == 4
     assert all(len(scores[f"pairs_{name}"]) == len(scores["pairs_clip"]) for name in ("separate", "joined"))
     assert not list((grid.folder / "unfinished").iterdir())
 
@@ -130,7 +130,7 @@ def test_the_command_runs_in_processes_of_its_own_without_opencv_pyav_and_matplo
     )
     script = tmp_path / "without.py"
     script.write_text(code)
-    options = "--device cpu --steps 1 --seeds 1 --clips 4 --scenes 2 --batch 2 --frames 4 --workers 2 --variant base"
+    options = "--device cpu --steps 1 --seeds 1 --clips 16 --scenes 2 --batch 2 --frames 4 --workers 2 --variant base"
     command = [sys.executable, str(script), "ablate", "--art", str(art), "--out", str(tmp_path / "out")]
     root = str(Path(__file__).parents[3])
     done = subprocess.run(
