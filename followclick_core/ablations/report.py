@@ -16,7 +16,7 @@ Results = Mapping[str, list[dict[str, Any]]]
 
 
 def read_results(folder: Path) -> Results:
-    """Variant -> its runs' results, for the seeds of which the reference has been run too.
+    """Variant -> its runs' results.
 
     Raises:
         FileNotFoundError: There is no result.
@@ -144,7 +144,14 @@ def _scores_of(ablation: Ablation, results: Results) -> dict[str, Scores]:
     if ablation is PAIRS:
         base = stack_scores(results[BASE.name]) if BASE.name in results else {}
         return {name: {"pairs": base[f"pairs_{name}"]} for name, _ in PAIRS.variants if f"pairs_{name}" in base}
-    return {name: stack_scores(results[name]) for name, _ in ablation.variants if name in results}
+    present = {name: results[name] for name, _ in ablation.variants if name in results}
+    if not present:
+        return {}
+    # A seed that some variants have not come to yet would make unequal rows.
+    seeds = set.intersection(*({run["seed"] for run in runs} for runs in present.values()))
+    return {
+        name: stack_scores([run for run in runs if run["seed"] in seeds]) for name, runs in present.items() if seeds
+    }
 
 
 def _rows_of(ablation: Ablation, scores: Mapping[str, Scores]) -> list[tuple[str, str]]:

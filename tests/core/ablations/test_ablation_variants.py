@@ -21,6 +21,10 @@ def scores(obeys, loss=0.5, clips=40, pairs=None) -> dict:
     return rows | ({"pairs_separate": pairs, "pairs_joined": [[0.0, 1.0]] * len(pairs)} if pairs else {})
 
 
+def pairs_of(name: str) -> list | None:
+    return [[1.0, 0.0], [1.0, 1.0]] if name == "base" else None
+
+
 def result(name: str, seed: int, **of_scores) -> dict:
     return {
         "variant": {"name": name},
@@ -75,19 +79,20 @@ def test_the_report_fills_the_pages_markers_and_leaves_its_prose(tmp_path):
     (tmp_path / "runs").mkdir()
     for name, obeys in (("base", 0.9), ("fps", 0.2), ("no-ma", 0.4)):
         for seed in range(2):
-            pairs = [[1.0, 0.0], [1.0, 1.0]] if name == "base" else None
             path = tmp_path / "runs" / f"{name}-{seed}.json"
-            path.write_text(json.dumps(result(name, seed, obeys=obeys, pairs=pairs)))
+            path.write_text(json.dumps(result(name, seed, obeys=obeys, pairs=pairs_of(name))))
+    # A third seed that one of them alone has come to.
+    (tmp_path / "runs" / "base-2.json").write_text(json.dumps(result("base", 2, obeys=0.0, pairs=pairs_of("base"))))
     page = tmp_path / "page.md"
     names = ("budget", *(ablation.name for ablation in ABLATIONS), "pairs")
     page.write_text("Before.\n" + "\n".join(f"<!-- ablation {name} -->\nold\n<!-- end {name} -->\n" for name in names))
     write_report(tmp_path, page)
     text = page.read_text()
-    assert text.startswith("Before.\n") and "6 runs of 3 variants, 2 seeds each" in text
-    assert "| without MA | 2 |" in text and "0.4" in text
+    assert text.startswith("Before.\n") and "7 runs of 3 variants, 2 to 3 seeds each" in text
+    assert "| without MA | 2 |" in text and "| both | 2 |" in text
     obeyed = next(line for line in text.splitlines() if line.startswith("| frames per second"))
     assert "\\*" in obeyed and "[" in obeyed
-    assert "| a prediction per region | 2 | 1 [1, 1] | 0.5 " in text
+    assert "| a prediction per region | 3 | 1 [1, 1] | 0.5 " in text
     # Of a comparison with one variant alone nothing is said, and what stood there is kept.
     assert text.count("old") == 3 and (tmp_path / "ablation-captions.png").stat().st_size > 1000
     write_report(tmp_path, page)
