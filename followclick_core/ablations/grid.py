@@ -86,7 +86,7 @@ def run_grid(
     missing = grid.missing()
     if not missing:
         return True
-    steps = grid.steps or _calibrated_steps(grid, device)
+    steps = _steps(grid, device)
     if workers == 1:
         failed = _work(grid, steps, str(device), deadline - time.monotonic(), missing, _Turns())
     else:
@@ -113,17 +113,26 @@ def _make_clips(grid: Grid, art: Path, device: torch.device, workers: int, deadl
     return done
 
 
-def _calibrated_steps(grid: Grid, device: torch.device) -> int:
-    """The number of steps that every run of this folder takes."""
+def _steps(grid: Grid, device: torch.device) -> int:
+    """The number of steps that every run of this folder takes: given, or measured by the folder's first command."""
     path = grid.folder / "budget.json"
-    if not path.is_file():
-        logger.info("measuring the speed of a step")
-        workshop = Workshop(grid.weights, grid.clip_folder, grid.clips, grid.params, device)
-        seconds = workshop.seconds_per_step(BASE)
-        steps = max(1, round(grid.seconds_per_run / seconds))
-        logger.info("%.1f ms per step; every run takes %d steps", 1000 * seconds, steps)
-        write_json(path, {"seconds_per_step": seconds, "seconds_per_run": grid.seconds_per_run, "steps": steps})
-    return json.loads(path.read_text(encoding="utf-8"))["steps"]
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))["steps"]
+        if grid.steps not in (None, kept):
+            raise ValueError(f"The runs of {grid.folder} take {kept} steps, not {grid.steps}; name another folder.")
+        return kept
+    budget = {"steps": grid.steps} if grid.steps else _measured_budget(grid, device)
+    write_json(path, budget)
+    return budget["steps"]
+
+
+def _measured_budget(grid: Grid, device: torch.device) -> dict[str, Any]:
+    logger.info("measuring the speed of a step")
+    workshop = Workshop(grid.weights, grid.clip_folder, grid.clips, grid.params, device)
+    seconds = workshop.seconds_per_step(BASE)
+    steps = max(1, round(grid.seconds_per_run / seconds))
+    logger.info("%.1f ms per step; every run takes %d steps", 1000 * seconds, steps)
+    return {"steps": steps, "seconds_per_step": seconds, "seconds_per_run": grid.seconds_per_run}
 
 
 class _Turns:

@@ -115,6 +115,8 @@ def test_the_number_of_steps_is_measured_once_and_kept(grid, art, monkeypatch):
     assert json.loads(result_path(grid.folder, BASE, 0).read_text())["steps"] == 2
     monkeypatch.setattr(Workshop, "seconds_per_step", lambda self, variant: pytest.fail("measured again"))
     assert run_grid(replace(timed, seeds=2), art, CPU)
+    with pytest.raises(ValueError, match="take 2 steps, not 3"):
+        run_grid(replace(timed, seeds=3, steps=3), art, CPU)
 
 
 def test_the_speed_of_a_step_is_measured(workshop):
