@@ -41,28 +41,32 @@ def workshop(tiny_weights, art_pack, tmp_path_factory):
     return Workshop(tiny_weights, folder, CLIPS, PARAMS, CPU)
 
 
-def test_the_grid_runs_all_of_a_seed_before_the_next_and_takes_up_what_is_left(grid, art, monkeypatch):
+@pytest.fixture
+def runs(monkeypatch):
+    """What would have been trained, as (variant, seed, steps), in its order; each leaves an empty result."""
     began = []
-    run = Workshop.run
-    monkeypatch.setattr(Workshop, "run", lambda self, *args: began.append((args[0].name, args[1])) or run(self, *args))
-    assert not run_grid(grid, art, CPU, max_seconds=0)
-    assert run_grid(grid, art, CPU)
-    assert began == [("base", 0), ("fps", 0), ("base", 1), ("fps", 1)]
-    result = json.loads(result_path(grid.folder, BASE, 0).read_text())
-    assert result["variant"]["name"] == "base" and result["steps"] == 2
-    scores = result["scores"]
-    assert len(scores["obeys"]) == 2 and len(scores["sweep"]) == 1 and len(scores["sweep"][0]) == 4
-    assert all(len(scores[f"pairs_{name}"]) == len(scores["pairs_clip"]) for name in ("separate", "joined"))
-    assert not list((grid.folder / "unfinished").iterdir())
 
+    def run(self, variant, seed, steps, folder, max_seconds):
+        began.append((variant.name, seed, steps))
+        result_path(folder, variant, seed).write_text("{}")
+        return True
+
+    monkeypatch.setattr(Workshop, "run", run)
+    return began
+
+
+def test_the_grid_runs_all_of_a_seed_before_the_next_and_takes_up_what_is_left(grid, art, runs):
+    assert not run_grid(grid, art, CPU, max_seconds=0) and not runs
+    assert run_grid(grid, art, CPU)
+    assert runs == [("base", 0, 2), ("fps", 0, 2), ("base", 1, 2), ("fps", 1, 2)]
     result_path(grid.folder, grid.variants[1], 0).unlink()
-    began.clear()
-    assert run_grid(grid, art, CPU) and began == [("fps", 0)]
+    runs.clear()
+    assert run_grid(grid, art, CPU) and runs == [("fps", 0, 2)]
     with pytest.raises(ValueError, match="other settings"):
         run_grid(replace(grid, params=replace(PARAMS, batch_size=3)), art, CPU)
 
 
-def test_a_failed_run_is_told_and_does_not_stop_the_others(grid, art, monkeypatch):
+def test_a_failed_run_is_told_and_does_not_stop_the_others(grid, art, runs, monkeypatch):
     run = Workshop.run
 
     def fail_once(self, variant, seed, *rest):
@@ -76,6 +80,17 @@ def test_a_failed_run_is_told_and_does_not_stop_the_others(grid, art, monkeypatc
     assert [(variant.name, seed) for variant, seed in grid.missing()] == [("base", 0)]
 
 
+def test_the_number_of_steps_is_measured_once_and_kept(grid, art, runs, monkeypatch):
+    monkeypatch.setattr(Workshop, "seconds_per_step", lambda self, variant: 2.0)
+    timed = replace(grid, steps=None, seconds_per_run=6.0, seeds=1, variants=(BASE,))
+    assert run_grid(timed, art, CPU)
+    monkeypatch.setattr(Workshop, "seconds_per_step", lambda self, variant: pytest.fail("measured again"))
+    assert run_grid(replace(timed, seeds=2), art, CPU)
+    assert runs == [("base", 0, 3), ("base", 1, 3)]
+    with pytest.raises(ValueError, match="take 3 steps, not 4"):
+        run_grid(replace(timed, seeds=3, steps=4), art, CPU)
+
+
 def test_a_run_that_is_cut_short_ends_as_an_uninterrupted_one(workshop, tmp_path):
     for name in ("whole", "cut"):
         (tmp_path / name / "runs").mkdir(parents=True)
@@ -83,8 +98,12 @@ def test_a_run_that_is_cut_short_ends_as_an_uninterrupted_one(workshop, tmp_path
     assert not workshop.run(BASE, 0, 3, tmp_path / "cut", 0)
     assert not workshop.run(BASE, 0, 3, tmp_path / "cut", 0)
     assert workshop.run(BASE, 0, 3, tmp_path / "cut", 1e9)
-    whole, cut = (json.loads(result_path(tmp_path / name, BASE, 0).read_text())["scores"] for name in ("whole", "cut"))
-    assert whole == cut
+    whole, cut = (json.loads(result_path(tmp_path / name, BASE, 0).read_text()) for name in ("whole", "cut"))
+    assert whole["scores"] == cut["scores"] and whole["variant"]["name"] == "base" and whole["steps"] == 3
+    scores = whole["scores"]
+    assert len(scores["obeys"]) == 2 and len(scores["sweep"]) == 1 and len(scores["sweep"][0]) == 4
+    assert all(len(scores[f"pairs_{name}"]) == len(scores["pairs_clip"]) for name in ("separate", "joined"))
+    assert not list((tmp_path / "cut" / "unfinished").iterdir())
 
 
 def test_every_variant_trains_and_begins_like_the_others(workshop):
@@ -106,17 +125,6 @@ def test_every_variant_trains_and_begins_like_the_others(workshop):
     other_seed.attachment.detach()
     key = "motion.down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight"
     assert not torch.equal(other_seed.module.state_dict()[key], beginnings["base"][key])
-
-
-def test_the_number_of_steps_is_measured_once_and_kept(grid, art, monkeypatch):
-    monkeypatch.setattr(Workshop, "seconds_per_step", lambda self, variant: 2.0)
-    timed = replace(grid, steps=None, seconds_per_run=4.0, seeds=1, variants=(BASE,))
-    assert run_grid(timed, art, CPU)
-    assert json.loads(result_path(grid.folder, BASE, 0).read_text())["steps"] == 2
-    monkeypatch.setattr(Workshop, "seconds_per_step", lambda self, variant: pytest.fail("measured again"))
-    assert run_grid(replace(timed, seeds=2), art, CPU)
-    with pytest.raises(ValueError, match="take 2 steps, not 3"):
-        run_grid(replace(timed, seeds=3, steps=3), art, CPU)
 
 
 def test_the_speed_of_a_step_is_measured(workshop):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from followclick_core.ablations import figures
 from followclick_core.ablations.figures import FIGURES, difference, estimate, stack_scores
 from followclick_core.ablations.report import read_results, write_report
 from followclick_core.ablations.variants import ABLATIONS, BASE, PAIRS, VARIANTS, Variant, find_variants
@@ -75,7 +76,8 @@ def test_the_difference_is_taken_clip_by_clip():
     assert low == pytest.approx(0.001) and high == pytest.approx(0.001)
 
 
-def test_the_report_fills_the_pages_markers_and_leaves_its_prose(tmp_path):
+def test_the_report_fills_the_pages_markers_and_leaves_its_prose(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "RESAMPLES", 100)
     (tmp_path / "runs").mkdir()
     for name, obeys in (("base", 0.9), ("fps", 0.2), ("no-ma", 0.4)):
         for seed in range(2):
