@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..files import atomic_path
-from .figures import FIGURES, REFERENCES, Estimate, Scores, count_runs, difference, estimate, stack_scores
+from .figures import FIGURES, REFERENCES, Figure, Scores, count_runs, difference, estimate, stack_scores
 from .variants import ABLATIONS, BASE, PAIRS, VARIANTS, Ablation
 
 Results = Mapping[str, list[dict[str, Any]]]
@@ -97,35 +97,43 @@ def table(ablation: Ablation, scores: Mapping[str, Scores]) -> str:
 
 
 def plot(ablation: Ablation, scores: Mapping[str, Scores], path: Path) -> None:
-    """Means over seeds with their intervals, and each seed as a dot; a sweep as asked against measured."""
+    """Means over seeds, each seed as a dot, and the interval of the difference from the first row, which is dashed.
+
+    A sweep is drawn as asked against measured.
+    """
     from matplotlib.figure import Figure as Canvas
 
     names = ablation.figures[:6]
     rows_of_axes = -(-len(names) // 3)
     canvas = Canvas(figsize=(12, 3.2 * rows_of_axes), layout="constrained")
     rows = list(zip(_rows_of(ablation, scores), scores.values(), strict=True))
-    # In the order of the labels, so that a ratio is an axis.
-    rows.sort(key=lambda row: row[0][1] if ablation.name == "mask-ratio" else "")
+    reference = rows[0][1]
+    # Numbers in their order, as the axis that they are, and before words.
+    rows.sort(key=lambda row: (not row[0][1].replace(".", "").isdecimal(), row[0][1] if ablation.ordered else ""))
     for axes, name in zip(canvas.subplots(rows_of_axes, 3).flat, names, strict=True):
         if name == "sweep_spearman":
             _plot_sweep(axes, rows)
         else:
-            _plot_figure(axes, rows, name)
+            _plot_figure(axes, rows, reference, FIGURES[name])
     canvas.suptitle(ablation.title)
     with atomic_path(path) as temporary:
         canvas.savefig(temporary, dpi=100)
 
 
-def _plot_figure(axes: Any, rows: list[tuple[tuple[str, str], Scores]], name: str) -> None:
-    found: list[Estimate] = [estimate(FIGURES[name], scores) for _, scores in rows]
-    at = np.arange(len(rows))
-    values = np.array([one.value for one in found])
-    reach = np.array([(one.value - one.low, one.high - one.value) for one in found]).T.clip(min=0)
-    axes.errorbar(at, values, reach, marker="o", linestyle="none", capsize=3)
-    for place, one in zip(at, found, strict=True):
-        axes.plot([place + 0.15] * len(one.runs), one.runs, marker=".", linestyle="none", color="0.5")
-    axes.set_xticks(at, [label for (_, label), _ in rows], rotation=30 if len(rows) < 6 else 60, ha="right")
-    axes.set_title(FIGURES[name].label, fontsize=10)
+def _plot_figure(axes: Any, rows: list[tuple[tuple[str, str], Scores]], reference: Scores, figure: Figure) -> None:
+    level = figure.compute(reference)
+    axes.axhline(level, color="0.7", linestyle="--", linewidth=1)
+    for place, (_, scores) in enumerate(rows):
+        found = estimate(figure, scores)
+        axes.plot(place, found.value, marker="o", color="C0")
+        axes.plot([place + 0.15] * len(found.runs), found.runs, marker=".", linestyle="none", color="0.5")
+        if scores is not reference:
+            low, high = difference(figure, scores, reference)
+            axes.plot([place] * 2, [level + low, level + high], marker="_", color="C0")
+    axes.set_xticks(
+        range(len(rows)), [label for (_, label), _ in rows], rotation=30 if len(rows) < 6 else 60, ha="right"
+    )
+    axes.set_title(figure.label, fontsize=10)
 
 
 def _plot_sweep(axes: Any, rows: list[tuple[tuple[str, str], Scores]]) -> None:

@@ -65,12 +65,14 @@ class Ablation:
     Args:
         name: Of its files and of its section in the report.
         variants: Name of the variant and what the table calls it, the reference first.
+        ordered: Whether the variants are steps of one number.
     """
 
     name: str
     title: str
     variants: tuple[tuple[str, str], ...]
     figures: tuple[str, ...]
+    ordered: bool = False
 
 
 _COMMON = ("loss_inside", "loss_outside", "clip_error", "obeys", "first_frame_mse", "leak")
@@ -81,6 +83,7 @@ ABLATIONS: tuple[Ablation, ...] = (
         "First-frame mask ratio (paper, Figure 4)",
         (("ratio-7", "0.7"), *((f"ratio-{n}", f"{n / 10:g}") for n in range(10) if n != 7), ("base", "0.7 on half")),
         _COMMON,
+        ordered=True,
     ),
     Ablation(
         "captions",
