@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds-per-run", type=float, default=20.0, metavar="S", help="of training, from which steps are measured"
     )
-    parser.add_argument("--batch", type=_count, metavar="N", help="clips per step (default 32)")
+    parser.add_argument("--batch", type=_count, metavar="N", help="clips per step (default 16)")
     parser.add_argument("--size", type=_count, metavar="PX", help="side of the clips (default 64)")
     parser.add_argument("--frames", type=_count, metavar="N", help="length of the clips (default 16)")
     parser.add_argument("--clips", type=_count, metavar="N", help="clips to train on (default 6000)")
