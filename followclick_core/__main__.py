@@ -1,4 +1,4 @@
-"""The command line: python -m followclick_core animate | segment | measure | train | evaluate |
+"""The command line: python -m followclick_core animate | segment | measure | train | evaluate | ablate |
 build-dataset | build-art.
 
 Exit codes: 0 done; 2 bad input, with one sentence on stderr that says what is wrong, what came and what to do; 1 an

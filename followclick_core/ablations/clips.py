@@ -116,7 +116,7 @@ def _write_part(
     generator: torch.Generator,
 ) -> None:
     columns: dict[str, list[Tensor]] = {}
-    prompts: list[str] = []
+    prompts: list[Any] = []
     device = generator.device
     for scenes in batches:
         scenes = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in scenes.items()}

@@ -1,5 +1,6 @@
 """The whole grid as one resumable command: the clips, then every variant of seed 0, of seed 1 and so on."""
 
+import contextlib
 import json
 import logging
 import math
@@ -9,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -42,7 +43,7 @@ class Grid:
     clips: ClipParams = field(default_factory=ClipParams)
     params: RunParams = field(default_factory=RunParams)
     steps: int | None = None
-    seconds_per_run: float = 25.0
+    seconds_per_run: float = 20.0
 
     @property
     def clip_folder(self) -> Path:
@@ -85,7 +86,7 @@ def run_grid(
     missing = grid.missing()
     if not missing:
         return True
-    steps = grid.steps or _calibrated_steps(grid, device)
+    steps = _steps(grid, device)
     if workers == 1:
         failed = _work(grid, steps, str(device), deadline - time.monotonic(), missing, _Turns())
     else:
@@ -112,15 +113,26 @@ def _make_clips(grid: Grid, art: Path, device: torch.device, workers: int, deadl
     return done
 
 
-def _calibrated_steps(grid: Grid, device: torch.device) -> int:
-    """The number of steps that every run of this folder takes."""
+def _steps(grid: Grid, device: torch.device) -> int:
+    """The number of steps that every run of this folder takes: given, or measured by the folder's first command."""
     path = grid.folder / "budget.json"
-    if not path.is_file():
-        workshop = Workshop(grid.weights, grid.clip_folder, grid.clips, grid.params, device)
-        seconds = workshop.seconds_per_step(BASE)
-        steps = max(1, round(grid.seconds_per_run / seconds))
-        write_json(path, {"seconds_per_step": seconds, "seconds_per_run": grid.seconds_per_run, "steps": steps})
-    return json.loads(path.read_text(encoding="utf-8"))["steps"]
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))["steps"]
+        if grid.steps not in (None, kept):
+            raise ValueError(f"The runs of {grid.folder} take {kept} steps, not {grid.steps}; name another folder.")
+        return kept
+    budget = {"steps": grid.steps} if grid.steps else _measured_budget(grid, device)
+    write_json(path, budget)
+    return budget["steps"]
+
+
+def _measured_budget(grid: Grid, device: torch.device) -> dict[str, Any]:
+    logger.info("measuring the speed of a step")
+    workshop = Workshop(grid.weights, grid.clip_folder, grid.clips, grid.params, device)
+    seconds = workshop.seconds_per_step(BASE)
+    steps = max(1, round(grid.seconds_per_run / seconds))
+    logger.info("%.1f ms per step; every run takes %d steps", 1000 * seconds, steps)
+    return {"steps": steps, "seconds_per_step": seconds, "seconds_per_run": grid.seconds_per_run}
 
 
 class _Turns:
@@ -152,10 +164,11 @@ def _work_side_by_side(
     # A process that was forked from one with a GPU cannot use the GPU.
     context = multiprocessing.get_context("spawn")
     turns, failed = _SharedTurns(context), context.Value("i", 0)
-    deadline = time.monotonic() + seconds
-    processes = []
+    # By the clock on the wall, which all processes share: those that start late end with the others.
+    end = time.time() + seconds
+    processes, level = [], logger.getEffectiveLevel()
     for _ in range(min(workers, len(missing))):
-        arguments = (grid, steps, str(device), deadline - time.monotonic(), missing, turns, failed, workers)
+        arguments = (grid, steps, str(device), end, missing, turns, failed, workers, level)
         processes.append(context.Process(target=_worker, args=arguments, daemon=True))
         processes[-1].start()
     for process in processes:
@@ -167,17 +180,19 @@ def _worker(
     grid: Grid,
     steps: int,
     device: str,
-    seconds: float,
+    end: float,
     missing: Sequence[tuple[Variant, int]],
     turns: _SharedTurns,
     failed: Any,
     workers: int,
+    log_level: int,
 ) -> None:
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
+    logging.basicConfig(format="%(asctime)s %(message)s", level=log_level)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     _choose(torch.device(device))
-    count = _work(grid, steps, device, seconds, missing, turns)
+    # Progress bars of several processes would overwrite each other.
+    with open(os.devnull, "w") as nowhere:
+        count = _work(grid, steps, device, end - time.time(), missing, turns, bars=nowhere)
     with failed.get_lock():
         failed.value += count
 
@@ -189,6 +204,7 @@ def _work(
     seconds: float,
     missing: Sequence[tuple[Variant, int]],
     turns: _Turns | _SharedTurns,
+    bars: TextIO | None = None,
 ) -> int:
     """Take runs in turn until none is left or the time is up; how many of them failed."""
     deadline = time.monotonic() + seconds
@@ -201,7 +217,8 @@ def _work(
             break
         started = time.monotonic()
         try:
-            done = workshop.run(variant, seed, steps, grid.folder, remaining)
+            with contextlib.redirect_stderr(bars) if bars else contextlib.nullcontext():
+                done = workshop.run(variant, seed, steps, grid.folder, remaining)
         except Exception:  # one variant that cannot be trained must not cost the others their time
             logger.exception("%s, seed %d failed", variant.name, seed)
             failed += 1

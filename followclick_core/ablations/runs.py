@@ -1,5 +1,6 @@
 """One run: a variant trained from the same weights as all others, for the same number of steps, and scored."""
 
+import gc
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -8,7 +9,9 @@ from typing import Any
 
 import torch
 
+from ..diffusion.schedule import NoiseSchedule
 from ..files import write_json
+from ..models.attach import attach
 from ..models.autoencoder import Autoencoder, load_autoencoder
 from ..models.bundle import ModelBundle, weights_path
 from ..models.motion_model import MotionParams
@@ -22,9 +25,10 @@ from ..training.run_dir import RunDir
 from ..training.stages import Generative, MotionStage
 from ..training.train_step import TrainStep
 from .clips import HeldOutClips, TrainingClips
+from .pairs import score_pairs
 from .scenes import ClipParams
 from .scoring import ScoringParams, score
-from .variants import Variant
+from .variants import BASE, Variant
 
 # Steps between the random numbers of two seeds; no run is longer.
 SEED_STRIDE = 1_000_003
@@ -36,10 +40,12 @@ class RunParams:
 
     batch_size: int = 16
     image_batch: int = 4
-    learning_rate: float = 6e-4
+    learning_rate: float = 8e-4
     warmup: int = 50
     decay_from: float = 0.5
     ema_decay: float = 0.995
+    # What moves where is decided while there is much noise, and short trainings must learn that first.
+    noisy_share: float = 0.5
     scoring: ScoringParams = field(default_factory=ScoringParams)
 
     def training(self, variant: Variant, steps: int) -> MotionTrainParams:
@@ -60,25 +66,27 @@ class RunParams:
             mask_ratio=variant.mask_ratio,
             masked_share=variant.masked_share,
             image_batch=self.image_batch,
+            noisy_share=self.noisy_share,
         )
 
 
 class VariantStage(MotionStage):
-    """MotionStage on clips that lie in memory, as a variant reads them."""
+    """MotionStage on clips that lie in memory, as a variant reads them: nothing is drawn or encoded meanwhile."""
 
     def __init__(
         self,
         model: Generative,
-        autoencoder: Autoencoder,
         params: MotionTrainParams,
         preset: Preset,
         clips: TrainingClips,
         variant: Variant,
         seed: int,
     ):
-        # Of its source of scenes the stage asks the device alone, as nothing is drawn from it.
-        super().__init__(model, autoencoder, params, preset, clips)  # type: ignore[arg-type]
-        self.pool = _Drawn(clips, variant)
+        self.module, self.params, self.preset = model, params, preset
+        self.schedule = NoiseSchedule(preset.motion.schedule).to(clips.device)
+        self.attachment = attach(model.unet, model.motion)
+        self.scenes = clips  # type: ignore[assignment]  # asked for its device alone
+        self.pool = _Drawn(clips, variant)  # type: ignore[assignment]
         self.prepare, self.prefetch = _nothing, _nothing
         self._first_step = seed * SEED_STRIDE
 
@@ -109,9 +117,12 @@ class Workshop:
         self.training = TrainingClips(clips, clip_params, device)
         self.held_out = HeldOutClips(clips, clip_params, "held-out", device)
         self.sweep = HeldOutClips(clips, clip_params, "sweep", device)
+        self.pairs = HeldOutClips(clips, clip_params, "pairs", device)
 
     def run(self, variant: Variant, seed: int, steps: int, folder: Path, max_seconds: float) -> bool:
         """Train, score, and write `folder`/<variant>-<seed>.json; whether it is done, or left to go on with."""
+        # Of the run before: a recorded step keeps its memory until the last reference to it is gone.
+        gc.collect()
         work = folder / "unfinished" / f"{variant.name}-{seed}"
         stage, preset = self.stage(variant, seed, steps)
         started = time.monotonic()
@@ -127,6 +138,8 @@ class Workshop:
         bundle = ModelBundle(preset, model.unet, model.motion, self.autoencoder, model.text)
         expected = self._expected(variant)
         rows = score(bundle, self.held_out, self.sweep, variant, expected, self.params.scoring)
+        if variant == BASE:
+            rows |= score_pairs(bundle, self.pairs, self.params.scoring)
         result: dict[str, Any] = {
             "variant": asdict(variant),
             "seed": seed,
@@ -179,7 +192,7 @@ class Workshop:
         model.text.load_state_dict(text.state_dict())
         model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         training = self.params.training(variant, steps)
-        stage = VariantStage(model, self.autoencoder, training, preset, self.training, variant, seed)
+        stage = VariantStage(model, training, preset, self.training, variant, seed)
         return stage, preset
 
     def _expected(self, variant: Variant) -> dict[float, float]:

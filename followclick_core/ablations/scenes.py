@@ -45,7 +45,14 @@ class ClipParams:
     train: int = 6000
     held_out: int = 96
     sweep: int = 48
-    pairs: int = 48
+    pairs: int = 96
+
+    def __post_init__(self) -> None:
+        least = len(DIRECTIONS) * len(self.fps)
+        if self.train < least:
+            raise ValueError(
+                f"{self.train} clips to train on do not hold every direction at every frame rate; give {least} or more."
+            )
 
     def count(self, name: str) -> int:
         return {"train": self.train, "held-out": self.held_out, "sweep": self.sweep, "pairs": self.pairs}[name]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..shapes import Masks, PerSample, Video
+from ..shapes import Masks, Video
 
 Positions = Float[Tensor, "b f 2"]
 Velocities = Float[Tensor, "b 2"]
@@ -37,11 +37,6 @@ def velocities(positions: Positions) -> Velocities:
     time = torch.arange(positions.shape[1], device=positions.device, dtype=positions.dtype)
     time = time - time.mean()
     return (positions * time[None, :, None]).sum(1) / time.square().sum()
-
-
-def speeds(velocity: Velocities, width: int) -> PerSample:
-    """Pixels per frame at 512 pixels of width, from those of a clip of `width`."""
-    return velocity.norm(dim=1) * (512 / width)
 
 
 def _track_one(clip: Float[Tensor, "3 f h w"], mask: Float[Tensor, "h w"]) -> Float[Tensor, "f 2"]:

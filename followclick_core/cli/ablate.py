@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=_count, default=3, metavar="N", help="runs of each variant (default 3)")
     parser.add_argument("--steps", type=_count, metavar="N", help="of each run, instead of a measured number")
     parser.add_argument(
-        "--seconds-per-run", type=float, default=25.0, metavar="S", help="of training, from which steps are measured"
+        "--seconds-per-run", type=float, default=20.0, metavar="S", help="of training, from which steps are measured"
     )
     parser.add_argument("--batch", type=_count, metavar="N", help="clips per step (default 16)")
     parser.add_argument("--size", type=_count, metavar="PX", help="side of the clips (default 64)")
@@ -98,6 +98,7 @@ def _settings(arguments: argparse.Namespace):
         "train": arguments.clips,
         "held_out": arguments.scenes,
         "sweep": arguments.scenes and max(1, arguments.scenes // 2),
+        "pairs": arguments.scenes,
     }
     clips = replace(ClipParams(), **{key: value for key, value in chosen.items() if value is not None})
     params = RunParams() if arguments.batch is None else replace(RunParams(), batch_size=arguments.batch)
