@@ -1,5 +1,6 @@
 """The guided model of whole clips, as a sampler takes it: regions, guidance, context windows and loops."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,6 +38,7 @@ class ClipDenoiser:
         windows: Frame numbers of each window (windows.context_windows).
         guided: Whether the entries hold an unguided half.
         loop: Whether frame 0, which windows then see from both sides, is held at the photo.
+        autocast: Compute the UNet's products in this dtype; None: in that of the weights.
     """
 
     unet: UNet
@@ -50,6 +52,7 @@ class ClipDenoiser:
     guidance_rescale: float
     guided: bool
     loop: bool
+    autocast: torch.dtype | None = None
 
     def __call__(self, x_t: Video, t: Timesteps) -> Video:
         parts: list[Tensor] = []
@@ -72,9 +75,11 @@ class ClipDenoiser:
         for entry in self.entries:
             motion = self._of_window(entry.motion, window, begin)
             context = entry.context.repeat_interleave(frames, dim=0)
-            with self.attachment.conditioned(motion):
+            autocast = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
+            with self.attachment.conditioned(motion), autocast:
                 predicted = self.unet(fold_frames(noisy), steps.repeat_interleave(frames), context)
-            v = self.schedule.as_velocity(unfold_frames(predicted, len(noisy)), noisy, steps)
+            # Guidance multiplies rounding errors, so it is left to float32.
+            v = self.schedule.as_velocity(unfold_frames(predicted.to(noisy.dtype), len(noisy)), noisy, steps)
             parts.append(v if entry.share is None else v * entry.share.repeat(copies, 1, 1, 1)[:, :, None])
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 

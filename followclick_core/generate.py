@@ -34,6 +34,7 @@ class SamplingParams:
             trained on.
         context_overlap: Frames that neighbouring windows share at least; None: a quarter of the window.
         loop: Whether the last frame runs into the first.
+        autocast: Compute the UNet's products in this dtype (float16 on a GPU); None: in that of the weights.
     """
 
     num_frames: int = 16
@@ -44,6 +45,7 @@ class SamplingParams:
     context_length: int | None = None
     context_overlap: int | None = None
     loop: bool = False
+    autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.region_mode not in REGION_MODES:
@@ -93,6 +95,7 @@ def generate_latents(
             params.guidance_rescale,
             guided=params.guidance_scale != 1,
             loop=params.loop,
+            autocast=params.autocast,
         )
         return sample_ddim(denoiser, schedule, x_t, trailing_timesteps(params.steps), callback)
     finally:

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-# "blended": one UNet call, in which prompts and magnitudes are blended (models/region_hooks.py): about one region's price.
+# "blended": one UNet call, in which prompts and magnitudes are blended (models/region_hooks.py), at about one region's
+# price.
 # "separate": a call for each region, and their predictions are blended: the regional prompter's way.
 REGION_MODES = ("blended", "separate")
 

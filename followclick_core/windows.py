@@ -31,7 +31,8 @@ def context_windows(num_frames: int, length: int, overlap: int, loop: bool = Fal
         raise ValueError(f"A context window has {length} frames; give at least 1, 16 is what the models learned.")
     if not 0 <= overlap < length:
         raise ValueError(
-            f"Context windows of {length} frames cannot overlap by {overlap}; give 0 to {length - 1}, a quarter is usual."
+            f"Context windows of {length} frames cannot overlap by {overlap}; give 0 to {length - 1}, a quarter is "
+            "usual."
         )
     size = min(length, num_frames)
     stride = max(1, size - overlap)
