@@ -15,7 +15,7 @@ from .diffusion.schedule import NoiseSchedule, trailing_timesteps
 from .models.attach import MotionConditioning, attach
 from .models.bundle import ModelBundle
 from .models.region_hooks import RegionBlend
-from .regions import REGION_MODES, latent_shares
+from .regions import check_region_mode, latent_shares
 from .shapes import Frames, OtherVideo, RegionMasks, Video, fold_frames, unfold_frames
 from .windows import context_windows
 
@@ -48,10 +48,7 @@ class SamplingParams:
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        if self.region_mode not in REGION_MODES:
-            raise ValueError(
-                f"There is no way {self.region_mode!r} for several regions; choose {' or '.join(REGION_MODES)}."
-            )
+        check_region_mode(self.region_mode)
 
 
 @torch.inference_mode()

@@ -15,6 +15,12 @@ REGION_MODES = ("blended", "separate")
 SEAM_WIDTH = 8.0
 
 
+def check_region_mode(name: str) -> None:
+    """ValueError for what is none of REGION_MODES."""
+    if name not in REGION_MODES:
+        raise ValueError(f"There is no way {name!r} for several regions; choose {' or '.join(REGION_MODES)}.")
+
+
 def region_shares(masks: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
     """The share of each region in each pixel; they sum to one, and the nearest region has nearly all.
 
