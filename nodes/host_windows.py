@@ -114,8 +114,7 @@ class FrameWindows(IndexListContextHandler):
     def evaluate_context_windows(
         self, calc_cond_batch, model, x_in, conds, timestep, windows, model_options, *more, **named
     ):
-        index, window = windows[0]
-        frames = list(window.index_list)
+        frames = list(windows[0][1].index_list)
         self._begin = None
         if frames[0] != 0 and any(frames[0] in seen for seen in self._windows):
             so_far = blend_windows(self._predicted, self._windows, len(x_in), dim=0)

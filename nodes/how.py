@@ -46,7 +46,10 @@ def length_input() -> io.Int.Input:
         default=16,
         min=1,
         max=MAX_FRAMES,
-        tooltip="Frames of the clip. The models are trained on 16; Context Windows makes longer ones.",
+        tooltip=(
+            "Frames of the clip. The models are trained on 16; longer clips need Context Windows, which Animate Region "
+            "uses by itself."
+        ),
     )
 
 
