@@ -6,9 +6,11 @@ their overlap's latents from the first step to the last.
 
 A first-frame model takes a window's first frame for the given photo. Only for the window at frame 0 this is true: any
 other one would jump back to the photo. It is told instead that its photo is what the step so far makes of its own first
-frame, the prediction of the windows before it, and that the region has gone where the object went (`continued_condition`). Tried
-on clips of 32 frames with the demo model: left at the photo, an object that moves is held back where windows begin;
-continued but with the mask where it was, it comes to a stop once it has left that; a mask that grows over all that
+frame, the prediction of the windows before it, and that the region has gone where the object went
+(`continued_condition`).
+
+Tried on clips of 32 frames with the demo model: left at the photo, an object that moves is held back where windows
+begin; continued but with the mask where it was, it slows down once it has left that; a mask that grows over all that
 changed tears the background along.
 """
 

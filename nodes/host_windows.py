@@ -65,6 +65,17 @@ def _pyramid(length: int, **_: object) -> list[float]:
     return window_weights(length)
 
 
+class FrameWindow(IndexListContextWindow):
+    """Frames of a clip, cut and added as the host does it; its way of indexing has another meaning from torch 2.9 on."""
+
+    def get_tensor(self, full: Tensor, device: torch.device | None = None, dim: int | None = None) -> Tensor:
+        return full if len(full) == 1 else full[self.index_list].to(device)
+
+    def add_window(self, full: Tensor, to_add: Tensor, dim: int | None = None) -> Tensor:
+        full[self.index_list] += to_add
+        return full
+
+
 class FrameWindows(IndexListContextHandler):
     """The host's context handler, whose windows get their own frames' conditions and continue from one another."""
 
@@ -97,6 +108,9 @@ class FrameWindows(IndexListContextHandler):
         """The nearest step: samplers of second order also ask between two of them, where the host gives up."""
         sigmas = model_options["transformer_options"]["sample_sigmas"]
         self._step = int((sigmas.to(timestep.device) - timestep[0]).abs().argmin())
+
+    def get_context_windows(self, *args: object, **named: object) -> list[IndexListContextWindow]:
+        return [FrameWindow(window.index_list, dim=0) for window in super().get_context_windows(*args, **named)]
 
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list:
         self._start()

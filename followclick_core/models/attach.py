@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -53,7 +54,8 @@ class MotionConditioning:
         return RegionKeyValue(*key_value, self.regions.shares_at((features.shape[-2], features.shape[-1]), features))
 
     def _projected(self, module: MotionModule, context: Tokens) -> KeyValue | None:
-        if context.requires_grad or next(module.parameters()).requires_grad:
+        # The host leaves parameters as trainable as they were made, but samples without gradients.
+        if torch.is_grad_enabled() and (context.requires_grad or next(module.parameters()).requires_grad):
             return module.project_text(context)
         if id(module) not in self._key_values:
             weight = next(module.parameters())

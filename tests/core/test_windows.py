@@ -1,5 +1,7 @@
 """Context windows: every frame is covered, in order, and later windows continue."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -21,14 +23,12 @@ def test_windows_cover_every_frame_and_overlap_as_asked(num_frames, length, over
     windows = context_windows(num_frames, length, overlap, loop)
     assert windows[0][0] == 0 and {len(window) for window in windows} == {min(length, num_frames)}
     assert {frame for window in windows for frame in window} == set(range(num_frames))
-    for before, after in zip(windows, windows[1:], strict=False):
+    for before, after in itertools.pairwise(windows):
         assert len(set(before) & set(after)) >= overlap
         # Where a window begins, the one before has something to continue from.
         assert overlap == 0 or after[0] in before
     if loop and num_frames > 2 and overlap:
-        assert any(
-            last == num_frames - 1 and first == 0 for w in windows for last, first in zip(w, w[1:], strict=False)
-        )
+        assert any(last == num_frames - 1 and first == 0 for w in windows for last, first in itertools.pairwise(w))
     elif not loop:
         assert all(window == list(range(window[0], window[-1] + 1)) for window in windows)
 
