@@ -8,6 +8,7 @@ samples, it takes the place of the host's own, so that node works too; the Conte
 
 import copy
 
+import torch
 from comfy.conds import CONDRegular
 from comfy.context_windows import (
     ContextFuseMethod,
@@ -66,7 +67,7 @@ def _pyramid(length: int, **_: object) -> list[float]:
 
 
 class FrameWindow(IndexListContextWindow):
-    """Frames of a clip, cut and added as the host does it; its way of indexing has another meaning from torch 2.9 on."""
+    """Frames of a clip, cut and added as the host does; its way of indexing means something else from torch 2.9 on."""
 
     def get_tensor(self, full: Tensor, device: torch.device | None = None, dim: int | None = None) -> Tensor:
         return full if len(full) == 1 else full[self.index_list].to(device)
