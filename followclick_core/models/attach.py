@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..shapes import PerSample, Tokens, Video
 from .motion_model import MotionModel
-from .motion_module import KeyValue, MotionModule
+from .motion_module import KeyValue, MotionModule, MotionText, RegionKeyValue
+from .region_hooks import RegionBlend, RegionHooks
 
 
 @dataclass
@@ -28,38 +30,56 @@ class MotionConditioning:
         magnitude: Mean flow in the region, pixels per frame at 512 pixels of width, for each clip, [b], or for
             each of its frames, [b, f]; None adds no embedding.
         first_frame: Mask and first-frame latents, b 5 f h w (conditioning.first_frame_condition); None leaves them out.
+        regions: Several regions with motions of their own: their prompts and magnitudes take the place of `context`
+            and, where the blend has them, of `magnitude`.
     """
 
     num_frames: int
     context: Tokens | None = None
     magnitude: PerSample | Float[Tensor, "b f"] | None = None
     first_frame: Video | None = None
-    # Projected once per conditioning and kept for all steps.
+    regions: RegionBlend | None = None
+    # Projected once and kept for all steps; `dataclasses.replace` hands it on, so other frames share it.
     _key_values: dict[int, KeyValue | None] = field(default_factory=dict, repr=False)
 
-    def text_for(self, module: MotionModule) -> KeyValue | None:
-        """This module's keys and values of the motion text."""
-        if self.context is None:
+    def text_for(self, module: MotionModule, features: Tensor) -> MotionText | None:
+        """This module's keys and values of the motion text, and with several regions their shares of `features`."""
+        if self.regions is None:
+            return None if self.context is None else self._projected(module, self.context)
+        if self.regions.contexts is None:
             return None
-        if self.context.requires_grad or next(module.parameters()).requires_grad:
-            return module.project_text(self.context)
+        key_value = self._projected(module, self.regions.contexts.flatten(0, 1))
+        if key_value is None:
+            return None
+        return RegionKeyValue(*key_value, self.regions.shares_at((features.shape[-2], features.shape[-1]), features))
+
+    def _projected(self, module: MotionModule, context: Tokens) -> KeyValue | None:
+        # The host leaves parameters as trainable as they were made, but samples without gradients.
+        if torch.is_grad_enabled() and (context.requires_grad or next(module.parameters()).requires_grad):
+            return module.project_text(context)
         if id(module) not in self._key_values:
             weight = next(module.parameters())
-            self._key_values[id(module)] = module.project_text(self.context.to(weight.device, weight.dtype))
+            self._key_values[id(module)] = module.project_text(context.to(weight.device, weight.dtype))
         return self._key_values[id(module)]
 
 
 class Attachment:
     """The hooks of one motion model on one UNet."""
 
-    def __init__(self, motion_model: MotionModel):
+    def __init__(self, unet: nn.Module, motion_model: MotionModel):
         self.motion_model = motion_model
+        self._unet = unet
         self._handles: list[RemovableHandle] = []
+        self._region_handles: list[RemovableHandle] = []
         self._conditioning: MotionConditioning | None = None
 
     @contextlib.contextmanager
     def conditioned(self, conditioning: MotionConditioning) -> Iterator[None]:
         """Use `conditioning` for the UNet calls inside the block; outside it the UNet is the plain image model."""
+        # Only clips of several regions pay for the hooks that these need.
+        if conditioning.regions is not None and not self._region_handles:
+            hooks = RegionHooks(self._regions, self.motion_model.motion_embedding)
+            self._region_handles.extend(hooks.set_on(self._unet))
         previous, self._conditioning = self._conditioning, conditioning
         try:
             yield
@@ -68,16 +88,20 @@ class Attachment:
 
     def detach(self) -> None:
         """Remove every hook; safe to call twice."""
-        for handle in self._handles:
+        for handle in (*self._handles, *self._region_handles):
             handle.remove()
         self._handles.clear()
+        self._region_handles.clear()
+
+    def _regions(self) -> RegionBlend | None:
+        return None if self._conditioning is None else self._conditioning.regions
 
     def hook_motion_module(self, layer: nn.Module, module: MotionModule) -> None:
         def run(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
             conditioning = self._conditioning
             if conditioning is None:
                 return output
-            return module(output, conditioning.num_frames, conditioning.text_for(module))
+            return module(output, conditioning.num_frames, conditioning.text_for(module, output))
 
         self._handles.append(layer.register_forward_hook(run))
 
@@ -114,7 +138,7 @@ def attach(unet: nn.Module, motion_model: MotionModel) -> Attachment:
     Raises:
         ValueError: the two were made for different UNets.
     """
-    attachment = Attachment(motion_model)
+    attachment = Attachment(unet, motion_model)
     _check_widths(unet, motion_model)
     for layer, module in _places(unet, motion_model):
         attachment.hook_motion_module(layer, module)
