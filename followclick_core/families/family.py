@@ -167,7 +167,7 @@ RELEASE = Family(
     note="Its own UNet replaces the checkpoint's. The authors sample with leading timesteps, fps 2 and magnitude 4.",
 )
 
-PIA = Family("pia", "PIA", layout="repeat", positions=32, joint_norms=True, magnitude=AFFINITY)
+PIA = Family("pia", "PIA", layout="repeat", positions=32, joint_norms=True, magnitude=AFFINITY, magnitude_in_pixels=False)
 
 ANIMATEDIFF_V1 = Family("animatediff_v1", "AnimateDiff v1", positions=24, joint_norms=True)
 ANIMATEDIFF_V2 = replace(
