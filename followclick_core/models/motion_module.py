@@ -135,9 +135,10 @@ class MotionModule(nn.Module):
 def frame_positions(num_frames: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """AnimateDiff's positional encoding, [frames, channels]: sin on even and cos on odd channels, base 10000."""
     with torch.inference_mode(False):  # cached tensors serve training too
-        position = torch.arange(num_frames, dtype=torch.float32)[:, None]
-        frequency = torch.exp(torch.arange(0, channels, 2, dtype=torch.float32) * (-math.log(10000.0) / channels))
-        encoding = torch.zeros(num_frames, channels)
+        position = torch.arange(num_frames, dtype=torch.float32, device=device)[:, None]
+        even = torch.arange(0, channels, 2, dtype=torch.float32, device=device)
+        frequency = torch.exp(even * (-math.log(10000.0) / channels))
+        encoding = torch.zeros(num_frames, channels, device=device)
         encoding[:, 0::2] = torch.sin(position * frequency)
         encoding[:, 1::2] = torch.cos(position * frequency)
-        return encoding.to(device=device, dtype=dtype)
+        return encoding.to(dtype)
