@@ -194,7 +194,9 @@ def _attention(name: str, channels: int, text: int) -> dict[str, tuple[int, ...]
     return shapes | _layer(f"{name}.proj_out", channels, channels, 1, 1)
 
 
-def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def random_tensors(
+    shapes: dict[str, tuple[int, ...]], seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Random weights at which a deep network neither dies nor blows up; norms about 1, encodings as they are."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}

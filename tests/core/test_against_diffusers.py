@@ -141,9 +141,7 @@ def core_unet(spatial):
 SCHEDULES = {
     "release": ScheduleParams(),
     "animatediff": ScheduleParams(zero_terminal_snr=False, prediction_type="epsilon"),
-    "stable-diffusion": ScheduleParams(
-        beta_schedule="linear", zero_terminal_snr=False, prediction_type="epsilon"
-    ),
+    "stable-diffusion": ScheduleParams(beta_schedule="linear", zero_terminal_snr=False, prediction_type="epsilon"),
     "velocity": ScheduleParams(zero_terminal_snr=False),
 }
 

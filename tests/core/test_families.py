@@ -117,7 +117,9 @@ def test_a_clip_longer_than_the_encodings_is_refused_with_what_to_do(unet, model
     with attachment.conditioned(MotionConditioning(positions)):
         pass
     with (
-        pytest.raises(ValueError, match=rf"{positions} frames, and {positions + 1} are.*length to {positions}.*windows"),
+        pytest.raises(
+            ValueError, match=rf"{positions} frames, and {positions + 1} are.*length to {positions}.*windows"
+        ),
         attachment.conditioned(MotionConditioning(positions + 1)),
     ):
         pass
@@ -151,14 +153,15 @@ def test_pias_affinity_follows_its_published_curves_inside_the_region_and_is_one
         assert torch.equal(shown[:, 1:], latents[:, :, None].expand(-1, -1, 16, -1, -1))
 
 
-def test_pias_affinity_lies_between_its_curves_and_takes_a_magnitude_per_frame_and_a_windows_own_frames():
+def test_pias_affinity_lies_between_its_curves_and_takes_a_magnitude_per_frame_or_per_region():
     assert affinity_at(1, 4.0) == pytest.approx((SMALL[1] + MEDIUM[1]) / 2)
     assert [affinity_at(frame, 16.0) for frame in (9, 10, 12, 40)] == [0.7, 0.6, 0.5, 0.5]
     everywhere = torch.ones(2, 5, 3, 1, 1)
     rows = regional_affinity(everywhere, torch.tensor([[2.0, 2.0, 6.0], [16.0, 0.0, 16.0]]))[:, 0, :, 0, 0]
     torch.testing.assert_close(rows, torch.tensor([[1.0, SMALL[1], MEDIUM[2]], [1.0, 1.0, LARGE[2]]]))
-    later = regional_affinity(everywhere, torch.tensor([16.0, 16.0]), frames=[9, 10, 11])[0, 0, :, 0, 0]
-    torch.testing.assert_close(later, torch.tensor([0.7, 0.6, 0.5]))
+    shares = torch.tensor([0.25, 0.75]).view(1, 2, 1, 1).expand(2, -1, -1, -1)
+    blended = regional_affinity(everywhere, torch.tensor([[2.0, 16.0], [2.0, 2.0]]), shares)[:, 0, 2, 0, 0]
+    torch.testing.assert_close(blended, torch.tensor([SMALL[2] / 4 + LARGE[2] * 3 / 4, SMALL[2]]))
     moderate = regional_affinity(everywhere, None)[0, 0, :, 0, 0]
     torch.testing.assert_close(moderate, torch.tensor([1.0, *MEDIUM[1:3]]))
 
@@ -189,7 +192,9 @@ def test_the_release_is_told_the_authors_fps_unless_somebody_says_otherwise(unet
         with_fps = unet.time_embed(noise(FRAMES, 32))
     attachment.detach()
     added = with_fps - unet.time_embed(noise(FRAMES, 32))
-    torch.testing.assert_close(added, motion.fps_embedding(torch.tensor([5.0])).expand(FRAMES, -1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        added, motion.fps_embedding(torch.tensor([5.0])).expand(FRAMES, -1), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_schedules_are_those_of_the_table():
