@@ -169,7 +169,7 @@ def _blended(
 
 
 def _prompted(own: Tensor, text: Tensor, regions: Regions, speaks: bool) -> Tensor:
-    """What the spatial cross-attention reads in a region: its prompt alone, or `own`, with the prompt if it `speaks`."""
+    """What the spatial cross-attention reads in a region: its prompt alone, or `own`, joined with it if that `speaks`."""
     if _is_prompt(own, regions):
         return text
     return spoken(own, text) if speaks else own
