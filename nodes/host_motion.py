@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import comfy.model_sampling
 import comfy.patcher_extension
 import torch
 from comfy.conds import CONDCrossAttn, CONDNoiseShape, CONDRegular
@@ -24,7 +23,6 @@ from einops import rearrange
 from torch import Tensor
 
 from ..followclick_core.animator import check_request
-from ..followclick_core.conditioning import first_frame_condition
 from ..followclick_core.generate import LATENT_SCALE
 from ..followclick_core.models.attach import Attachment, MotionConditioning, attach
 from ..followclick_core.models.region_hooks import RegionBlend
@@ -40,7 +38,8 @@ from .host_conds import (
     CurveCond,
     FirstFrameCond,
 )
-from .host_models import model_latents, model_sampling
+from .host_families import apply_family, clip_latent, hand_patches_on, spoken
+from .host_models import model_latents
 from .host_windows import mend_windows
 from .sockets import HostedMotionModel, Region, Regions
 
@@ -114,7 +113,7 @@ def first_frame_conditioning(
         region_mode: How several regions are sampled: "blended" into one entry, or each as an entry of its own that
             counts where its region is the nearest, so what a region sweeps stays its own.
     """
-    params = motion.model.params
+    params, family = motion.model.params, motion.model.family
     _check_text(regions, params.context_dim)
     size = fitting_size(image, motion.trained_size, LATENT_SCALE * 2 ** (len(params.channel_mult) - 1))
     latents = model_latents(vae, fit(image[:1].movedim(-1, 1), size).movedim(1, -1))
@@ -125,21 +124,27 @@ def first_frame_conditioning(
         (positive, [region.context for region in regions], conditioned[0]),
         (negative, [region.empty_context for region in regions], conditioned[1]),
     ):
+        speaks = conditioning is positive and not family.motion_attention
         if shares is not None and region_mode == "blended":
-            condition = first_frame_condition(latents, masks.amax(1, keepdim=True), length, params.layout)
-            output.extend(_blended(conditioning, regions, texts, shares, condition))
+            condition = motion.model.first_frame(latents, masks.amax(1, keepdim=True), length)
+            output.extend(_blended(conditioning, regions, texts, shares, condition, speaks))
             continue
         for index, (region, text) in enumerate(zip(regions, texts, strict=True)):
-            condition = first_frame_condition(latents, masks[:, [index]], length, params.layout)
+            condition = motion.model.first_frame(latents, masks[:, [index]], length)
             share = None if shares is None else shares[:, index]
-            prompted = [[text if _is_prompt(own, regions) else own, options] for own, options in conditioning]
-            frames = rearrange(condition, "1 c f h w -> f c h w")
+            prompted = [[_prompted(own, text, regions, speaks), options] for own, options in conditioning]
+            frames = None if condition is None else rearrange(condition, "1 c f h w -> f c h w")
             output.extend(with_motion(prompted, text, [region.magnitude], frames, share))
-    return *conditioned, {"samples": latents.new_zeros(length, *latents.shape[1:])}
+    return *conditioned, clip_latent(family, latents, masks, length)
 
 
 def _blended(
-    conditioning: Conditioning, regions: Regions, texts: list[Tensor], shares: Tensor, condition: Tensor
+    conditioning: Conditioning,
+    regions: Regions,
+    texts: list[Tensor],
+    shares: Tensor,
+    condition: Tensor | None,
+    speaks: bool,
 ) -> Conditioning:
     """One entry for all regions instead of each of `conditioning`'s; the core's hooks blend what differs."""
     # As long as each other, and as the other conditioning's: repeated tokens do not change an attention.
@@ -149,15 +154,25 @@ def _blended(
         CONTEXT: CONDRegular(contexts),
         MAGNITUDE: CONDRegular(torch.tensor([[region.magnitude for region in regions]])),
         REGION_SHARES: CONDNoiseShape(shares),
-        FIRST_FRAME: FirstFrameCond(rearrange(condition, "1 c f h w -> f c h w")),
     }
-    prompts = {REGION_PROMPTS: CONDRegular(contexts)}
-    return [
-        _entry(texts[0], options, carried | prompts, None)
-        if _is_prompt(text, regions)
-        else _entry(text, options, carried, None)
-        for text, options in conditioning
-    ]
+    if condition is not None:
+        carried[FIRST_FRAME] = FirstFrameCond(rearrange(condition, "1 c f h w -> f c h w"))
+    entries = []
+    for own, options in conditioning:
+        prompted = [_prompted(own, text[None], regions, speaks) for text in contexts[0]]
+        if prompted[0] is own:
+            entries.append(_entry(own, options, carried, None))
+        else:
+            prompts = {REGION_PROMPTS: CONDRegular(torch.stack(prompted, dim=1))}
+            entries.append(_entry(texts[0], options, carried | prompts, None))
+    return entries
+
+
+def _prompted(own: Tensor, text: Tensor, regions: Regions, speaks: bool) -> Tensor:
+    """What the spatial cross-attention reads in a region: its prompt alone, or `own`, with it if that `speaks`."""
+    if _is_prompt(own, regions):
+        return text
+    return spoken(own, text) if speaks else own
 
 
 def _is_prompt(text: Tensor, regions: Regions) -> bool:
@@ -213,9 +228,7 @@ def apply_motion_model(model: ModelPatcher, motion: HostedMotionModel) -> ModelP
     patched = model.clone()
     patched.set_additional_models(KEY, [motion.patcher])
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _sampling_with(motion))
-    wanted, current = model_sampling(motion.model.schedule), model.get_model_object("model_sampling")
-    if not _same_sampling(wanted, current):
-        patched.add_object_patch("model_sampling", wanted)
+    apply_family(patched, motion)
     return patched
 
 
@@ -238,19 +251,13 @@ def _in_dtype_of(model: ModelPatcher, motion: HostedMotionModel) -> HostedMotion
     if next(motion.model.parameters()).dtype == dtype:
         return replace(motion, patcher=motion.patcher.clone())
     converted = copy.deepcopy(motion.model).to(dtype)
-    return replace(motion, model=converted, patcher=hosted(converted))
-
-
-def _same_sampling(wanted: torch.nn.Module, current: torch.nn.Module) -> bool:
-    kinds = comfy.model_sampling.V_PREDICTION, comfy.model_sampling.ModelSamplingDiscrete
-    return all(isinstance(wanted, kind) == isinstance(current, kind) for kind in kinds) and (
-        wanted.sigmas.shape == current.sigmas.shape and torch.allclose(wanted.sigmas, current.sigmas.to(wanted.sigmas))
-    )
+    return replace(motion, model=converted, patcher=hand_patches_on(motion.patcher, hosted(converted)))
 
 
 def _sampling_with(motion: HostedMotionModel) -> Callable:
     """An OUTER_SAMPLE wrapper; a plain function, for the host deep-copies bound methods with their objects."""
-    motion_model, trained_size = motion.model, motion.trained_size
+    motion_model, family, fps = motion.model, motion.model.family, motion.fps
+    trained_width = motion.trained_size if family.magnitude_in_pixels else None
 
     def outer_sample(executor: Callable, noise: Tensor, *args: object, **kwargs: object) -> Tensor:
         guider = executor.class_obj
@@ -259,7 +266,7 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
         comfy.patcher_extension.add_wrapper_with_key(
             WrappersMP.DIFFUSION_MODEL,
             KEY,
-            _unet_call_with(attachment, LATENT_SCALE * noise.shape[-1] / trained_size),
+            _unet_call_with(attachment, LATENT_SCALE * noise.shape[-1] / trained_width if trained_width else 1.0, fps),
             guider.model_options,
             is_model_options=True,
         )
@@ -272,11 +279,12 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
     return outer_sample
 
 
-def _unet_call_with(attachment: Attachment, width_ratio: float) -> Callable:
+def _unet_call_with(attachment: Attachment, width_ratio: float, fps: float | None) -> Callable:
     """A DIFFUSION_MODEL wrapper that hands each UNet call's own motion arguments to the hooks.
 
     Args:
         width_ratio: The clip's width by the trained one: the model counts pixels of its own size.
+        fps: For families that are told; None leaves it to them.
     """
     kept: dict[tuple, MotionConditioning] = {}
 
@@ -298,9 +306,9 @@ def _unet_call_with(attachment: Attachment, width_ratio: float) -> Callable:
         batch = (num_frames, tuple(x.shape), *options["cond_or_uncond"], *options["uuids"])
         if batch not in kept:
             _check_size(motion[FIRST_FRAME], x)
-            kept[batch] = _conditioning(num_frames, motion, width_ratio)
+            kept[batch] = _conditioning(num_frames, motion, width_ratio, fps)
         elif "context_window" in options:  # other frames than at the first call, with the same text
-            now = _conditioning(num_frames, motion, width_ratio)
+            now = _conditioning(num_frames, motion, width_ratio, fps)
             kept[batch] = replace(kept[batch], magnitude=now.magnitude, first_frame=now.first_frame)
         with attachment.conditioned(kept[batch]):
             return executor(x, timesteps, context, y, control, options, **more)
@@ -317,7 +325,9 @@ def _check_size(first_frame: Tensor | None, x: Tensor) -> None:
         )
 
 
-def _conditioning(num_frames: int, motion: dict[str, Tensor | None], width_ratio: float) -> MotionConditioning:
+def _conditioning(
+    num_frames: int, motion: dict[str, Tensor | None], width_ratio: float, fps: float | None
+) -> MotionConditioning:
     """From the host's batch, where all frames of all entries follow each other, to a batch of clips."""
     context, magnitude, first_frame, shares, prompts = (
         None if motion[key] is None else motion[key] if key == FIRST_FRAME else motion[key][::num_frames]
@@ -328,7 +338,7 @@ def _conditioning(num_frames: int, motion: dict[str, Tensor | None], width_ratio
     of_frames = motion[MAGNITUDE] is not None and motion[MAGNITUDE].ndim == 1
     frames = motion[MAGNITUDE].float().view(-1, num_frames) * width_ratio if of_frames else None
     if shares is None:
-        return MotionConditioning(num_frames, context, frames, first_frame)
+        return MotionConditioning(num_frames, context, frames, first_frame, fps=fps)
     of_regions = None if of_frames or magnitude is None else magnitude.float() * width_ratio
     blend = RegionBlend(shares, context, of_regions, prompts)
-    return MotionConditioning(num_frames, magnitude=frames, first_frame=first_frame, regions=blend)
+    return MotionConditioning(num_frames, magnitude=frames, first_frame=first_frame, fps=fps, regions=blend)

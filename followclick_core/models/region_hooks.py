@@ -73,10 +73,11 @@ class RegionHooks:
 
     Args:
         current: The blend that counts now, or None.
-        embed: Magnitudes [n] to what is added to the time embedding, [n, time channels].
+        embed: Magnitudes [n] to what is added to the time embedding, [n, time channels]; None for families of motion
+            models that do not embed them.
     """
 
-    def __init__(self, current: Callable[[], RegionBlend | None], embed: Callable[[Tensor], Tensor]):
+    def __init__(self, current: Callable[[], RegionBlend | None], embed: Callable[[Tensor], Tensor] | None):
         self.current = current
         self.embed = embed
         self._size: Size = (0, 0)
@@ -96,7 +97,7 @@ class RegionHooks:
     def _embed_magnitudes(self, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
         blend = self.current()
         self._embeddings = None
-        if blend is not None and blend.magnitudes is not None:
+        if blend is not None and blend.magnitudes is not None and self.embed is not None:
             clips, regions = blend.magnitudes.shape
             embeddings = self.embed(blend.magnitudes.flatten().to(output.device)).to(output.dtype)
             frames = len(output) // clips
