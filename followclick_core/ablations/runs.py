@@ -40,12 +40,10 @@ class RunParams:
 
     batch_size: int = 16
     image_batch: int = 4
-    learning_rate: float = 8e-4
+    learning_rate: float = 6e-4
     warmup: int = 50
     decay_from: float = 0.5
     ema_decay: float = 0.995
-    # What moves where is decided while there is much noise, and short trainings must learn that first.
-    noisy_share: float = 0.5
     scoring: ScoringParams = field(default_factory=ScoringParams)
 
     def training(self, variant: Variant, steps: int) -> MotionTrainParams:
@@ -66,7 +64,6 @@ class RunParams:
             mask_ratio=variant.mask_ratio,
             masked_share=variant.masked_share,
             image_batch=self.image_batch,
-            noisy_share=self.noisy_share,
         )
 
 

@@ -24,7 +24,7 @@ class Variant:
     name: str
     layout: str = "repeat"
     mask_ratio: float = 0.7
-    masked_share: float = 0.3
+    masked_share: float = 0.5
     motion_attention: bool = True
     motion_captions: bool = True
     condition: str = "magnitude"
@@ -81,7 +81,7 @@ ABLATIONS: tuple[Ablation, ...] = (
     Ablation(
         "mask-ratio",
         "First-frame mask ratio (paper, Figure 4)",
-        (("ratio-7", "0.7"), *((f"ratio-{n}", f"{n / 10:g}") for n in range(10) if n != 7), ("base", "0.7 on 30 %")),
+        (("ratio-7", "0.7"), *((f"ratio-{n}", f"{n / 10:g}") for n in range(10) if n != 7), ("base", "0.7 on half")),
         _COMMON,
         ordered=True,
     ),
