@@ -1,4 +1,4 @@
-"""Motion models of every family in the host, on a checkpoint of Stable Diffusion 1.5's shape at a tenth of its width."""
+"""Motion models of every family in the host, on a checkpoint of Stable Diffusion 1.5's shape, a tenth as wide."""
 
 from dataclasses import dataclass, replace
 
