@@ -182,10 +182,10 @@ def test_the_release_samples_with_the_authors_leading_timesteps_on_request(pack,
 def test_every_family_samples_a_clip_that_repeats_and_leaves_nothing_on_the_model(pack, small, load, animate, name):
     model, positive, negative, latent = animate(load(name))
     plain = {"samples": torch.zeros(1, 4, 12, 16)}
-    before = pack.sample(small.model, [positive[0][:1] + [{}]], [negative[0][:1] + [{}]], plain)
+    before = pack.sample(small.model, [[*positive[0][:1], {}]], [[*negative[0][:1], {}]], plain)
     first = pack.sample(model, positive, negative, latent)
     assert first.isfinite().all() and torch.equal(first, pack.sample(model, positive, negative, latent))
-    assert torch.equal(before, pack.sample(small.model, [positive[0][:1] + [{}]], [negative[0][:1] + [{}]], plain))
+    assert torch.equal(before, pack.sample(small.model, [[*positive[0][:1], {}]], [[*negative[0][:1], {}]], plain))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
 
 
