@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="with --sample-only: stop after so long; the same command goes on",
     )
+    parser.add_argument(
+        "--workers", type=count, default=1, metavar="N", help="processes that decode --takes and score (default 1)"
+    )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, mps")
 
 
@@ -85,6 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
             size=animator.bundle.preset.size,
             sweep_scenes=_sweep_scenes(arguments),
             takes=arguments.takes,
+            workers=arguments.workers,
             progress=progress,
         )
     if not arguments.quiet:

@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from torch import Tensor
 from ..checkpoint import load_metadata, load_safetensors, save_safetensors
 from ..generate import LATENT_SCALE, SamplingParams, decode_clip, generate_latents
 from ..shapes import Mask
-from .takes import SWEEP_MAGNITUDES, HeldOutScene, Take
+from .takes import SWEEP_MAGNITUDES, HeldOutScene, Source, Take, missing_takes, write_scene
+from .workers import in_workers
 
 FILE_BYTES = 14 * 2**20
 CLIPS_AT_ONCE = 16
@@ -290,3 +292,25 @@ class StoredTakes:
         if self._loaded is None or self._loaded[0] != path:
             self._loaded = (path, load_safetensors(path)[0])
         return self._loaded[1]
+
+
+def write_takes(
+    source: Source,
+    scenes: Iterable[HeldOutScene],
+    out_dir: str | Path,
+    settings: dict[str, Any],
+    sweep_verbs: Sequence[str] = (),
+    sweep_scenes: int = 0,
+    workers: int = 1,
+) -> None:
+    """takes.generate, shared among processes: `source` must be picklable, as StoredTakes is."""
+    out_dir = Path(out_dir)
+    asked = missing_takes(scenes, out_dir, settings, sweep_verbs, sweep_scenes)
+    for _ in in_workers(partial(_write_takes, source, out_dir), asked, workers):
+        pass
+
+
+def _write_takes(source: Source, out_dir: Path, asked: tuple[HeldOutScene, list[float]]) -> None:
+    scene, wanted = asked
+    takes = source.animate([(scene, magnitude) for magnitude in wanted])
+    write_scene(out_dir, scene, takes, source.autoencode(scene.image))

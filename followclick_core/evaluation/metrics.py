@@ -67,7 +67,8 @@ def edge_distance(mask: np.ndarray) -> np.ndarray:
     edge = np.argwhere(near & ~padded).astype(np.float32)
     inside = np.argwhere(padded).astype(np.float32)
     distance = np.zeros(padded.shape, np.float32)
-    for part in np.array_split(inside, max(1, len(inside) * len(edge) // 4_000_000)):
+    for start in range(0, len(inside), 4096):
+        part = inside[start : start + 4096]
         # Squares of whole numbers below 2**24: exact in float32.
         squares = (part**2).sum(1)[:, None] + (edge**2).sum(1) - 2 * part @ edge.T
         rows, columns = part.astype(int).T

@@ -21,7 +21,7 @@ import torch
 from ..data.art import ArtPack
 from ..data.scenes import SceneBatch, SceneGenerator, SceneParams
 from ..data.verbs import VERBS
-from .latents import LatentSampler, StoredTakes, read_sampling, sample_takes
+from .latents import LatentSampler, StoredTakes, read_sampling, sample_takes, write_takes
 from .metrics import edge_distance
 from .report import write_report
 from .scoring import Evaluation, score
@@ -47,6 +47,7 @@ def evaluate_scenes(
     sweep_scenes: int = 12,
     verbs: Sequence[str] = VERBS,
     takes: str | Path | None = None,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Generate, score, and write report.json, report.md, magnitude.png and contact_sheet.png into `out_dir`.
@@ -57,6 +58,7 @@ def evaluate_scenes(
         sweep_scenes: How many scenes are also asked for the magnitudes 2, 4, 8 and 16.
         verbs: Those that the model was trained on: what the scenes ask for and the verb rule chooses from.
         takes: A folder that `sample_scenes` filled with the same arguments: nothing is sampled, its takes are scored.
+        workers: Processes that decode `takes` and score.
         progress: Called with ("generate" or "score", scenes done, scenes in all).
 
     Raises:
@@ -86,9 +88,12 @@ def evaluate_scenes(
                 "sample them first, or ask for fewer scenes."
             )
         settings |= {"sampled": read_sampling(takes)["sampled"]}
-    scenes = held_out_scenes(art, num_scenes, seed, size, num_frames, verbs)
-    generate(source, _counted(scenes, num_scenes, progress), out_dir, settings, SWEEP_VERBS, sweep_scenes)
-    evaluation = score(out_dir, verbs, progress)
+    scenes = _counted(held_out_scenes(art, num_scenes, seed, size, num_frames, verbs), num_scenes, progress)
+    if takes is None:
+        generate(source, scenes, out_dir, settings, SWEEP_VERBS, sweep_scenes)
+    else:
+        write_takes(source, scenes, out_dir, settings, SWEEP_VERBS, sweep_scenes, workers)
+    evaluation = score(out_dir, verbs, progress, workers)
     write_report(evaluation, out_dir)
     return evaluation
 

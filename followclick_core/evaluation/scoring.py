@@ -6,6 +6,7 @@ mask shows as motion in the wrong place, not as a change of the measure.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from ..data.verbs import VERBS
 from ..flow.magnitude import REFERENCE_WIDTH, object_speeds, psnr, report_motion
 from ..flow.tracks import clip_flows, follow
 from .metrics import bootstrap_interval, linear_fit, mask_iou, spearman
-from .takes import SceneTakes, read_scenes, read_settings
+from .takes import SceneTakes, read_scene, read_settings, scene_files
 from .verbs import recognise_verb
+from .workers import in_workers
 
 Progress = Callable[[str, int, int], None]
 
@@ -75,22 +77,29 @@ class Evaluation:
         return next(figure for figure in self.figures if figure.name == name)
 
 
-def score(out_dir: str | Path, verbs: Sequence[str] = VERBS, progress: Progress | None = None) -> Evaluation:
+def score(
+    out_dir: str | Path, verbs: Sequence[str] = VERBS, progress: Progress | None = None, workers: int = 1
+) -> Evaluation:
     """Measure every take that `generate` wrote into `out_dir`.
 
     Args:
         verbs: What the verb rule chooses from.
         progress: Called with ("score", scenes done, scenes in all).
+        workers: Processes among which the scenes are shared.
     """
     settings = read_settings(out_dir)
     scores = []
-    for scene in read_scenes(out_dir):
-        scores.append(score_scene(scene, verbs))
+    for scored in in_workers(partial(_score_file, verbs=tuple(verbs)), scene_files(out_dir), workers):
+        scores.append(scored)
         if progress is not None:
             progress("score", len(scores), settings.get("num_scenes", len(scores)))
     if not scores:
         raise FileNotFoundError(f"There is no whole scene in {out_dir}; generate the clips to score first.")
     return Evaluation(settings, tuple(scores), figures_of(scores))
+
+
+def _score_file(path: Path, verbs: Sequence[str]) -> SceneScore:
+    return score_scene(read_scene(path), verbs)
 
 
 def score_scene(scene: SceneTakes, verbs: Sequence[str] = VERBS) -> SceneScore:

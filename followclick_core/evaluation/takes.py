@@ -97,21 +97,30 @@ def generate(
         scenes_at_once: How many scenes' requests `source` gets in one call.
     """
     out_dir = Path(out_dir)
-    (out_dir / "scenes").mkdir(parents=True, exist_ok=True)
-    _claim(out_dir, settings)
-    scenes = iter(scenes)
-    swept = 0
-    while chunk := list(islice(scenes, scenes_at_once)):
-        asked: list[tuple[HeldOutScene, list[float]]] = []
-        for scene in chunk:
-            sweep = scene.verb in sweep_verbs and swept < sweep_scenes
-            swept += sweep
-            if not (_folder(out_dir, scene.index) / "scene.json").is_file():
-                asked.append((scene, [scene.magnitude, *(SWEEP_MAGNITUDES if sweep else ())]))
-        takes = list(source.animate([(scene, magnitude) for scene, wanted in asked for magnitude in wanted]))
-        for scene, wanted in asked:
+    asked = missing_takes(scenes, out_dir, settings, sweep_verbs, sweep_scenes)
+    while chunk := list(islice(asked, scenes_at_once)):
+        takes = list(source.animate([(scene, magnitude) for scene, wanted in chunk for magnitude in wanted]))
+        for scene, wanted in chunk:
             write_scene(out_dir, scene, takes[: len(wanted)], source.autoencode(scene.image))
             del takes[: len(wanted)]
+
+
+def missing_takes(
+    scenes: Iterable[HeldOutScene],
+    out_dir: Path,
+    settings: dict[str, Any],
+    sweep_verbs: Sequence[str] = (),
+    sweep_scenes: int = 0,
+) -> Iterator[tuple[HeldOutScene, list[float]]]:
+    """The scenes that `out_dir` does not hold yet, each with the magnitudes to ask for; arguments as of `generate`."""
+    (out_dir / "scenes").mkdir(parents=True, exist_ok=True)
+    _claim(out_dir, settings)
+    swept = 0
+    for scene in scenes:
+        sweep = scene.verb in sweep_verbs and swept < sweep_scenes
+        swept += sweep
+        if not (_folder(out_dir, scene.index) / "scene.json").is_file():
+            yield scene, [scene.magnitude, *(SWEEP_MAGNITUDES if sweep else ())]
 
 
 def write_scene(out_dir: Path, scene: HeldOutScene, takes: Sequence[Take], round_trip: np.ndarray) -> None:
@@ -151,11 +160,16 @@ def read_settings(out_dir: str | Path) -> dict[str, Any]:
 
 def read_scenes(out_dir: str | Path) -> Iterator[SceneTakes]:
     """Every whole scene of a folder, in order."""
-    for path in sorted(Path(out_dir).glob("scenes/*/scene.json")):
-        yield _read_scene(path)
+    for path in scene_files(out_dir):
+        yield read_scene(path)
 
 
-def _read_scene(path: Path) -> SceneTakes:
+def scene_files(out_dir: str | Path) -> list[Path]:
+    """The scene.json of every whole scene, in order."""
+    return sorted(Path(out_dir).glob("scenes/*/scene.json"))
+
+
+def read_scene(path: Path) -> SceneTakes:
     folder, content = path.parent, json.loads(path.read_text(encoding="utf-8"))
     image = _read(folder / "photo.webp")
     click_mask = load_mask(folder / "click.png")
