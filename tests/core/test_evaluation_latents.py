@@ -1,7 +1,10 @@
 """Sampling apart from scoring: the same clips as in one go, found again, told from others, and without OpenCV."""
 
+import operator
+import pickle
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +13,10 @@ import torch
 from followclick_core.__main__ import main
 from followclick_core.animator import Animator
 from followclick_core.evaluation import latents
-from followclick_core.evaluation.latents import LatentSampler, StoredTakes, read_index, sample_takes
+from followclick_core.evaluation.latents import LatentSampler, StoredTakes, read_index, read_sampling, sample_takes
 from followclick_core.evaluation.scenes import evaluate_scenes, held_out_scenes, sample_scenes
 from followclick_core.evaluation.takes import SWEEP_MAGNITUDES, read_scenes
+from followclick_core.evaluation.workers import in_workers
 
 SIZE, VERBS = 128, ("jump", "spin")
 
@@ -57,7 +61,7 @@ def scenes(art):
 
 def test_two_steps_give_the_clips_and_figures_of_one(arguments, sampled, tmp_path):
     evaluate_scenes(*arguments[0], out_dir=tmp_path / "one", **arguments[1])
-    two = evaluate_scenes(*arguments[0], out_dir=tmp_path / "two", takes=sampled, workers=2, **arguments[1])
+    two = evaluate_scenes(*arguments[0], out_dir=tmp_path / "two", takes=sampled, **arguments[1])
     assert two.settings["sampled"] == "on a CPU, single precision"
     pairs = list(zip(read_scenes(tmp_path / "one"), read_scenes(tmp_path / "two"), strict=True))
     assert sorted(len(scene.takes) for scene, _ in pairs) == [1, 1, 5]
@@ -67,6 +71,22 @@ def test_two_steps_give_the_clips_and_figures_of_one(arguments, sampled, tmp_pat
             np.testing.assert_array_equal(take.mask, stored.mask)
             # Latents are stored in half precision.
             assert np.abs(take.frames.astype(int) - stored.frames).max() <= 2
+
+
+def test_workers_answer_in_order_and_raise_their_errors_here():
+    answers = in_workers(partial(operator.floordiv, 6), [3, 1, 2, 0, 6], workers=2)
+    assert [next(answers) for _ in range(3)] == [2, 6, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(answers)
+
+
+def test_stored_takes_can_go_to_a_worker(animator, art, sampled):
+    source = StoredTakes(animator, sampled, read_sampling(sampled))
+    scene = next(held_out_scenes(art, 1, 1, SIZE, 4, VERBS))
+    (take,), (same,) = (
+        each.animate([(scene, scene.magnitude)]) for each in (source, pickle.loads(pickle.dumps(source)))
+    )
+    np.testing.assert_array_equal(take.frames, same.frames)
 
 
 def test_sampling_goes_on_where_it_stopped_and_never_samples_twice(scenes, tmp_path):
