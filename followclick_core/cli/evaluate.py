@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how many scenes are also asked for the magnitudes 2, 4, 8 and 16 "
         f"(default {SWEEP_SCENES}; with --takes {SWEEP_SCENES_STORED})",
     )
+    parser.add_argument(
+        "--unseen-phrasings",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how many scenes are also asked for in words that training never used, in two ways each (default 0)",
+    )
     parser.add_argument("--output", metavar="FOLDER", help="report.json and report.md go here")
     parser.add_argument("--takes", metavar="FOLDER", help="clips as latents: filled by --sample-only, then scored")
     parser.add_argument("--sample-only", action="store_true", help="fill the folder of --takes, and score nothing")
@@ -87,6 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
             out_dir=arguments.output,
             size=animator.bundle.preset.size,
             sweep_scenes=_sweep_scenes(arguments),
+            unseen_scenes=arguments.unseen_phrasings,
             takes=arguments.takes,
             workers=arguments.workers,
             progress=progress,
@@ -107,6 +115,7 @@ def _sample(arguments: argparse.Namespace, animator, art, progress) -> None:
         takes=arguments.takes,
         size=animator.bundle.preset.size,
         sweep_scenes=_sweep_scenes(arguments),
+        unseen_scenes=arguments.unseen_phrasings,
         first_scene=arguments.first_scene,
         max_seconds=arguments.max_seconds,
         progress=progress,

@@ -88,7 +88,7 @@ def contact_sheet(evaluation: Evaluation, out_dir: str | Path) -> PillowImage.Im
     return sheet
 
 
-def _sheet_row(frames: np.ndarray, scored: SceneScore, click: tuple[int, int]) -> PillowImage.Image:
+def _sheet_row(frames: np.ndarray, scored: SceneScore, click: tuple[int, int] | None) -> PillowImage.Image:
     row = PillowImage.new("RGB", (SHEET_FRAMES * SHEET_SIDE, SHEET_SIDE + LABEL_HEIGHT), "white")
     label = (
         f"{scored.prompt}  (seen: {scored.recognised})  "
@@ -98,6 +98,8 @@ def _sheet_row(frames: np.ndarray, scored: SceneScore, click: tuple[int, int]) -
     for column, frame in enumerate(frames):
         picture = PillowImage.fromarray(frame).resize((SHEET_SIDE, SHEET_SIDE), PillowImage.Resampling.LANCZOS)
         row.paste(picture, (column * SHEET_SIDE, LABEL_HEIGHT))
+    if click is None:
+        return row
     x, y = ((at + 0.5) * SHEET_SIDE / side for at, side in zip(click, (frames.shape[2], frames.shape[1]), strict=True))
     ImageDraw.Draw(row).circle((x, LABEL_HEIGHT + y), 4, fill="red", outline="white")
     return row

@@ -25,7 +25,7 @@ from .latents import LatentSampler, StoredTakes, read_sampling, sample_takes, wr
 from .metrics import edge_distance
 from .report import write_report
 from .scoring import Evaluation, score
-from .takes import HeldOutScene, Source, Take, generate
+from .takes import HeldOutScene, Plan, Source, Take, generate
 
 Progress = Callable[[str, int, int], None]
 
@@ -45,6 +45,7 @@ def evaluate_scenes(
     out_dir: str | Path,
     size: int = 256,
     sweep_scenes: int = 12,
+    unseen_scenes: int = 0,
     verbs: Sequence[str] = VERBS,
     takes: str | Path | None = None,
     workers: int = 1,
@@ -56,6 +57,7 @@ def evaluate_scenes(
         animator: An Animator.
         size: Of the scenes in pixels; the model's own size.
         sweep_scenes: How many scenes are also asked for the magnitudes 2, 4, 8 and 16.
+        unseen_scenes: How many are also asked for in words that training never used (phrasings.py).
         verbs: Those that the model was trained on: what the scenes ask for and the verb rule chooses from.
         takes: A folder that `sample_scenes` filled with the same arguments: nothing is sampled, its takes are scored.
         workers: Processes that decode `takes` and score.
@@ -88,11 +90,12 @@ def evaluate_scenes(
                 "sample them first, or ask for fewer scenes."
             )
         settings |= {"sampled": read_sampling(takes)["sampled"]}
+    plan = Plan(SWEEP_VERBS, sweep_scenes, unseen_scenes)
     scenes = _counted(held_out_scenes(art, num_scenes, seed, size, num_frames, verbs), num_scenes, progress)
     if takes is None:
-        generate(source, scenes, out_dir, settings, SWEEP_VERBS, sweep_scenes)
+        generate(source, scenes, out_dir, settings, plan)
     else:
-        write_takes(source, scenes, out_dir, settings, SWEEP_VERBS, sweep_scenes, workers)
+        write_takes(source, scenes, out_dir, settings, plan, workers)
     evaluation = score(out_dir, verbs, progress, workers)
     write_report(evaluation, out_dir)
     return evaluation
@@ -110,6 +113,7 @@ def sample_scenes(
     takes: str | Path,
     size: int = 256,
     sweep_scenes: int = 60,
+    unseen_scenes: int = 0,
     first_scene: int = 0,
     verbs: Sequence[str] = VERBS,
     max_seconds: float | None = None,
@@ -136,8 +140,7 @@ def sample_scenes(
         held_out_scenes(art, num_scenes, seed, size, num_frames, verbs),
         takes,
         settings,
-        SWEEP_VERBS,
-        sweep_scenes,
+        Plan(SWEEP_VERBS, sweep_scenes, unseen_scenes),
         first_scene,
         max_seconds,
         progress and (lambda stage, done: progress(stage, done, num_scenes)),
@@ -196,7 +199,7 @@ class AnimatorSource:
 
     def _take(self, scene: HeldOutScene, magnitude: float) -> Take:
         started = time.monotonic()
-        mask = self.animator.segment(scene.image, [(*scene.click, 1)]).best
+        mask = self.animator.segment(scene.image, [(*scene.click, 1)]).best if scene.click else scene.mask
         if not mask.any():  # a click that finds nothing is a failure of the model, not the end of its evaluation
             return Take(magnitude, np.repeat(scene.image[None], len(scene.frames), axis=0), mask)
         clip = self.animator.animate_mask(
