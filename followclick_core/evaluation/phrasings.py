@@ -1,7 +1,7 @@
 """Words for the verbs that training never used: does the model know the motion, or only its own vocabulary?
 
 Two kinds, measured apart. A *synonym* means the verb by words of which training's prompts hold none. A *rephrasing*
-says the verb's own word inside a sentence that no training prompt is. A test holds both lists against training's phrases.
+says the verb's own word inside a sentence that no training prompt is. A test holds both against training's phrases.
 """
 
 from ..data.verbs import describe

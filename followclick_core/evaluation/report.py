@@ -10,7 +10,8 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw
 
 from ..files import atomic_path, write_json
-from .scoring import Evaluation, Figure, SceneScore
+from .metrics import Figure
+from .scoring import Evaluation, SceneScore
 from .takes import read_scenes
 
 SHEET_FRAMES = 6
@@ -48,8 +49,9 @@ def to_markdown(evaluation: Evaluation) -> str:
     settings = ", ".join(
         f"{len(value)} {key}" if isinstance(value, list) else f"{key} {value}"
         for key, value in evaluation.settings.items()
+        if key != "benchmark"
     )
-    lines = [f"{len(evaluation.scenes)} held-out scenes ({settings}).", ""]
+    lines = [f"{len(evaluation.scenes)} scenes ({settings}).", ""]
     lines += ["| figure | value | 95 % interval | bar | |", "|---|---|---|---|---|"]
     lines += [_row(figure) for figure in evaluation.figures]
     lines += ["", "| verb | recognised | taken for |", "|---|---|---|"]
@@ -61,15 +63,15 @@ def to_markdown(evaluation: Evaluation) -> str:
 
 
 def by_verb(scenes: Sequence[SceneScore]) -> dict[str, tuple[int, int]]:
-    """Verb -> (recognised, scenes), alphabetically."""
-    totals = Counter(scene.verb for scene in scenes)
+    """Verb -> (recognised, scenes), alphabetically; scenes of no known verb are left out."""
+    totals = Counter(scene.verb for scene in scenes if scene.verb)
     right = Counter(scene.verb for scene in scenes if scene.recognised == scene.verb)
     return {verb: (right[verb], totals[verb]) for verb in sorted(totals)}
 
 
 def confusion(scenes: Sequence[SceneScore]) -> dict[tuple[str, str], int]:
     """(verb asked, verb seen) -> how often, the most frequent first."""
-    return dict(Counter((scene.verb, scene.recognised) for scene in scenes).most_common())
+    return dict(Counter((scene.verb, scene.recognised) for scene in scenes if scene.verb).most_common())
 
 
 def contact_sheet(evaluation: Evaluation, out_dir: str | Path) -> PillowImage.Image:

@@ -4,7 +4,7 @@ Everything is read off the clip's optical flow inside and outside the *true* sil
 mask shows as motion in the wrong place, not as a change of the measure.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from ..data.verbs import VERBS
 from ..flow.magnitude import REFERENCE_WIDTH, object_speeds, psnr, report_motion
 from ..flow.tracks import clip_flows, follow
-from .metrics import bootstrap_interval, linear_fit, mask_iou, spearman
+from .metrics import Figure, figure_of, linear_fit, mask_iou, mean_figure, spearman
 from .phrasings import KINDS
 from .takes import SceneTakes, read_scene, read_settings, scene_files
 from .verbs import recognise_verb
@@ -51,24 +51,6 @@ class SceneScore:
     seconds: float
     sweep: tuple[tuple[float, float], ...] = ()  # (magnitude asked, measured)
     unseen: tuple[tuple[str, str, str], ...] = ()  # (kind, prompt, verb recognised) of phrasings.KINDS
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number of the evaluation with its 95 % bootstrap interval over scenes, and its bar, if there is one."""
-
-    name: str
-    value: float | None  # None: nothing to measure it on
-    low: float | None
-    high: float | None
-    bar: float | None = None
-    at_least: bool = True
-
-    @property
-    def passes(self) -> bool | None:
-        if self.bar is None:
-            return None
-        return self.value is not None and (self.value >= self.bar if self.at_least else self.value <= self.bar)
 
 
 @dataclass(frozen=True)
@@ -149,44 +131,50 @@ def figures_of(scores: Sequence[SceneScore]) -> tuple[Figure, ...]:
     """The means over scenes, with the bars of the project."""
     photo = [(s.background_psnr_round_trip, s.background_psnr_photo) for s in scores]
     return (
-        _mean("region obedience: energy share inside the swept region", (s.energy_share for s in scores), bar=0.92),
-        _mean("the same, flow above the noise floor", (s.energy_share_above_floor for s in scores)),
+        mean_figure(
+            "region obedience: energy share inside the swept region", (s.energy_share for s in scores), bar=0.92
+        ),
+        mean_figure("the same, flow above the noise floor", (s.energy_share_above_floor for s in scores)),
         _ratio_figure(scores),
-        _mean("background against frame 0, worst frame (dB)", (s.background_psnr for s in scores), bar=34.0),
-        _mean("scenes whose every frame's background has 34 dB", (_keeps_34_db(s) for s in scores)),
-        _mean("background against the photo, worst frame (dB)", (s.background_psnr_photo for s in scores)),
-        _mean("background of the autoencoder's round trip (dB)", (s.background_psnr_round_trip for s in scores)),
-        _mean("background: dB below the round trip", (_loss(*pair) for pair in photo), bar=0.5, at_least=False),
-        _mean(
+        mean_figure("background against frame 0, worst frame (dB)", (s.background_psnr for s in scores), bar=34.0),
+        mean_figure("scenes whose every frame's background has 34 dB", (_keeps_34_db(s) for s in scores)),
+        mean_figure("background against the photo, worst frame (dB)", (s.background_psnr_photo for s in scores)),
+        mean_figure("background of the autoencoder's round trip (dB)", (s.background_psnr_round_trip for s in scores)),
+        mean_figure("background: dB below the round trip", (_loss(*pair) for pair in photo), bar=0.5, at_least=False),
+        mean_figure(
             "frame 0 inside the target: dB below the round trip",
             (_loss(s.target_psnr_round_trip, s.target_psnr_photo) for s in scores),
             bar=1.0,
             at_least=False,
         ),
-        _mean("I1-MSE (squared 8-bit levels)", (s.i1_mse for s in scores)),
-        _mean("I1-MSE of the autoencoder's round trip", (s.i1_mse_round_trip for s in scores)),
+        mean_figure("I1-MSE (squared 8-bit levels)", (s.i1_mse for s in scores)),
+        mean_figure("I1-MSE of the autoencoder's round trip", (s.i1_mse_round_trip for s in scores)),
         *_magnitude_figures(scores),
         *_verb_figures(scores),
-        _mean("click mask IoU", (s.click_iou for s in scores), bar=0.85),
-        _mean("magnitude inside the target (px/frame at 512)", (s.magnitude for s in scores)),
-        _mean("leak outside the swept region (px/frame at 512)", (s.leak for s in scores)),
-        _mean("seconds per clip", (s.seconds for s in scores)),
+        mean_figure("click mask IoU", (s.click_iou for s in scores), bar=0.85),
+        mean_figure("magnitude inside the target (px/frame at 512)", (s.magnitude for s in scores)),
+        mean_figure("leak outside the swept region (px/frame at 512)", (s.leak for s in scores)),
+        mean_figure("seconds per clip", (s.seconds for s in scores)),
     )
 
 
 def _verb_figures(scores: Sequence[SceneScore]) -> tuple[Figure, ...]:
-    """Accuracies over the scenes of known verbs; those of unseen words beside those of known ones, on the same scenes."""
+    """Accuracies over the scenes of known verbs; those of unseen words beside the known ones', on the same scenes."""
     known = [s for s in scores if s.verb]
     count = len({s.verb for s in known})
-    figures = [_mean(f"verb recognised, of {count} verbs asked", (float(s.recognised == s.verb) for s in known), 0.75)]
+    figures = [
+        mean_figure(f"verb recognised, of {count} verbs asked", (float(s.recognised == s.verb) for s in known), 0.75)
+    ]
     unseen = [s for s in known if s.unseen]
     if unseen:
         figures.append(
-            _mean("verb recognised on the scenes of the next rows", (float(s.recognised == s.verb) for s in unseen))
+            mean_figure(
+                "verb recognised on the scenes of the next rows", (float(s.recognised == s.verb) for s in unseen)
+            )
         )
     for kind in KINDS if unseen else ():
         right = (float(seen == s.verb) for s in unseen for own, _, seen in s.unseen if own == kind)
-        figures.append(_mean(f"verb recognised, asked by an unseen {kind}", right))
+        figures.append(mean_figure(f"verb recognised, asked by an unseen {kind}", right))
     return tuple(figures)
 
 
@@ -203,18 +191,13 @@ def _magnitude_figures(scores: Sequence[SceneScore]) -> tuple[Figure, ...]:
     )
 
 
-def _mean(name: str, values: Iterable[float | None], bar: float | None = None, at_least: bool = True) -> Figure:
-    known = np.array([value for value in values if value is not None])
-    return _figure(name, known, lambda rows: float(rows.mean()), bar, at_least)
-
-
 def _ratio_figure(scores: Sequence[SceneScore]) -> Figure:
     """A ratio of means, not a mean of ratios: a target that does not move would make its own ratio infinite."""
     pairs = np.array([(s.distractor_motion, s.magnitude) for s in scores if s.distractor_motion is not None])
     ratio = lambda rows: float(rows[:, 0].sum() / rows[:, 1].sum())  # noqa: E731
     if len(pairs) and not pairs[:, 1].any():
         return Figure("distractors' motion / target's", None, None, None, 0.05, at_least=False)
-    return _figure("distractors' motion / target's", pairs, ratio, 0.05, at_least=False)
+    return figure_of("distractors' motion / target's", pairs, ratio, 0.05, at_least=False)
 
 
 def _curve(
@@ -228,16 +211,9 @@ def _curve(
     if not scenes:
         return Figure(name, None, None, None, bar, at_least)
     rows = np.stack(scenes)
-    return _figure(name, rows, lambda sample: statistic(sample[..., 0].ravel(), sample[..., 1].ravel()), bar, at_least)
-
-
-def _figure(
-    name: str, rows: np.ndarray, statistic: Callable[[np.ndarray], float], bar: float | None, at_least: bool = True
-) -> Figure:
-    if len(rows) == 0:
-        return Figure(name, None, None, None, bar, at_least)
-    value, low, high = (x if np.isfinite(x) else None for x in (statistic(rows), *bootstrap_interval(rows, statistic)))
-    return Figure(name, value, low, high, bar, at_least)
+    return figure_of(
+        name, rows, lambda sample: statistic(sample[..., 0].ravel(), sample[..., 1].ravel()), bar, at_least
+    )
 
 
 def _magnitude(frames: np.ndarray, mask: np.ndarray) -> float:
