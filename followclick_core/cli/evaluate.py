@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measures.add_argument("--clip-model", default="ViT-B-32", metavar="NAME", help="open_clip's name (ViT-B-32)")
     measures.add_argument("--i3d-weights", metavar="FILE", help="FVD: i3d_pretrained_400.pt")
     measures.add_argument("--dreamsim-weights", metavar="FOLDER", help="PIC: what DreamSim's release unpacks to")
+    measures.add_argument("--dreamsim-model", default="ensemble", metavar="NAME", help="DreamSim's name (ensemble)")
     measures.add_argument(
         "--mobilenet-weights", metavar="FILE", help="stand-ins under other names: torchvision's mobilenet_v2"
     )
@@ -146,7 +147,9 @@ def _extractors(arguments: argparse.Namespace):
     return Extractors(
         clip=load_clip(arguments.clip_weights, arguments.clip_model) if arguments.clip_weights else None,
         i3d=load_i3d(arguments.i3d_weights) if arguments.i3d_weights else None,
-        dreamsim=load_dreamsim(arguments.dreamsim_weights) if arguments.dreamsim_weights else None,
+        dreamsim=load_dreamsim(arguments.dreamsim_weights, arguments.dreamsim_model)
+        if arguments.dreamsim_weights
+        else None,
         mobilenet=load_mobilenet(arguments.mobilenet_weights) if arguments.mobilenet_weights else None,
     )
 

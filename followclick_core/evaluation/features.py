@@ -19,9 +19,18 @@ from ..shapes import Frames8, Image
 
 CLIP_MODEL = "ViT-B-32"
 DREAMSIM_MODEL = "ensemble"
+# What DreamSim would download: its release's files and, for DINO's, the code and weights that torch.hub keeps.
+_DINO = ("dino_vitb16_pretrain.pth", "facebookresearch_dino_main/hubconf.py", "checkpoints/dino_vitbase16_pretrain.pth")
 DREAMSIM_FILES = {
-    "ensemble": ("dino_vitb16_pretrain.pth", "open_clip_vitb16_pretrain.pth.tar", "clip_vitb16_pretrain.pth.tar"),
-    "dino_vitb16": ("dino_vitb16_pretrain.pth",),
+    "ensemble": (
+        *_DINO,
+        "open_clip_vitb16_pretrain.pth.tar",
+        "clip_vitb16_pretrain.pth.tar",
+        "ensemble_lora/adapter_config.json",
+    ),
+    "dino_vitb16": (*_DINO, "dino_vitb16_single_lora/adapter_config.json"),
+    "open_clip_vitb32": ("open_clip_vitb32_pretrain.pth.tar", "open_clip_vitb32_single_lora/adapter_config.json"),
+    "clip_vitb32": ("clip_vitb32_pretrain.pth.tar", "clip_vitb32_single_lora/adapter_config.json"),
 }
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -75,8 +84,13 @@ class I3dLogits:
 class DreamSimDistance:
     """Perceptual distance of two pictures, about 0..1 (Fu et al. 2023, arXiv:2306.09344)."""
 
-    def __init__(self, model: Callable[[Tensor, Tensor], Tensor], preprocess: Callable[[Any], Tensor]):
-        self._model, self._preprocess = model, preprocess
+    def __init__(
+        self,
+        model: Callable[[Tensor, Tensor], Tensor],
+        preprocess: Callable[[Any], Tensor],
+        name: str = DREAMSIM_MODEL,
+    ):
+        self._model, self._preprocess, self.name = model, preprocess, name
 
     @torch.inference_mode()
     def __call__(self, image: Image, frames: Frames8) -> np.ndarray:
@@ -130,15 +144,14 @@ def load_dreamsim(folder: str | Path, model: str = DREAMSIM_MODEL) -> DreamSimDi
         ValueError: dreamsim is not installed, or there is no such model.
     """
     if model not in DREAMSIM_FILES:
-        raise ValueError(f"There is no DreamSim model {model!r}; choose {' or '.join(DREAMSIM_FILES)}.")
-    lora = "ensemble_lora" if model == "ensemble" else f"{model}_single_lora"
-    for name in (*DREAMSIM_FILES[model], f"{lora}/adapter_config.json"):
+        raise ValueError(f"There is no DreamSim model {model!r}; choose one of {', '.join(DREAMSIM_FILES)}.")
+    for name in DREAMSIM_FILES[model]:
         _existing(Path(folder) / name, "DreamSim file")
     try:
         from dreamsim import dreamsim
     except ImportError as error:
         raise _not_installed("dreamsim", error) from error
-    return DreamSimDistance(*dreamsim(device="cpu", cache_dir=str(folder), dreamsim_type=model))
+    return DreamSimDistance(*dreamsim(device="cpu", cache_dir=str(folder), dreamsim_type=model), name=model)
 
 
 def load_mobilenet(path: str | Path, width: float = 1.0) -> MobileNetFeatures:

@@ -61,7 +61,8 @@ def perceptual_figures(extractors: Extractors, clips: Iterable[JudgedClip]) -> t
         if extractors.clip is not None:
             _with_clip(found, extractors.clip, clip)
         if extractors.dreamsim is not None:
-            found.number("PIC (DreamSim)", 1 - float(extractors.dreamsim(clip.image, clip.frames).mean()))
+            likeness = 1 - float(extractors.dreamsim(clip.image, clip.frames).mean())
+            found.number(f"PIC (DreamSim {extractors.dreamsim.name})", likeness)
         if extractors.mobilenet is not None:
             _with_mobilenet(found, extractors.mobilenet, clip)
         if extractors.i3d is not None and clip.truth is not None:

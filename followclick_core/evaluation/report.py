@@ -18,6 +18,7 @@ SHEET_FRAMES = 6
 SHEET_SCENES = 12
 SHEET_SIDE = 128
 LABEL_HEIGHT = 16
+NAMED_LINES = 12
 
 
 def write_report(evaluation: Evaluation, out_dir: str | Path) -> None:
@@ -117,12 +118,15 @@ def _plot_magnitude(scenes: Sequence[SceneScore], path: Path) -> None:
     axes.plot([1, 32], [1, 32], color="0.8", linewidth=1)
     own = np.array([(scene.magnitude_asked, scene.magnitude) for scene in scenes])
     axes.scatter(own[:, 0], own[:, 1], s=12, color="0.6", label="scenes, own magnitude")
-    for scene in scenes:
-        if scene.sweep:
-            asked, measured = zip(*scene.sweep, strict=True)
-            axes.plot(
-                asked, measured, marker="o", markersize=3, linewidth=1, label=f"{scene.verb} (scene {scene.index})"
-            )
+    swept = [scene for scene in scenes if scene.sweep]
+    for scene in swept:
+        asked, measured = zip(*scene.sweep, strict=True)
+        # A name for each line where they can be told apart.
+        label = f"{scene.verb} (scene {scene.index})" if len(swept) <= NAMED_LINES else None
+        axes.plot(asked, measured, marker="o", markersize=3, linewidth=1, alpha=0.7, label=label)
+    if len(swept) > NAMED_LINES:
+        points = np.array([scene.sweep for scene in swept])
+        axes.plot(*np.median(points, axis=0).T, color="black", linewidth=2, label=f"median of {len(swept)} sweeps")
     axes.set(xscale="symlog", yscale="symlog", xlabel="magnitude asked (px/frame at 512)", ylabel="measured")
     axes.legend(fontsize=6)
     with atomic_path(path) as temporary:

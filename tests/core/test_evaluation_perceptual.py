@@ -1,6 +1,7 @@
 """The paper's measures: their formulas on known values, and their loaders on tiny models of random weights."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 
 from followclick_core.checkpoint import CheckpointError
 from followclick_core.evaluation.features import (
+    DREAMSIM_FILES,
     DreamSimDistance,
     I3dLogits,
     load_clip,
@@ -131,24 +133,28 @@ def test_pic_is_the_mean_likeness_of_the_frames_to_the_photo():
     image = np.full((8, 8, 3), 51, np.uint8)
     clip = JudgedClip(np.stack([image, image + 51]), image, "run")  # distances 0 and 0.2
     (figure,) = perceptual_figures(Extractors(dreamsim=distance), [clip])
-    assert figure.name == "PIC (DreamSim)"
+    assert figure.name == "PIC (DreamSim ensemble)"
     assert figure.value == pytest.approx(0.9)
 
 
 def test_dreamsim_is_loaded_from_its_folder_and_never_downloaded(tmp_path, monkeypatch):
     asked = []
-    module = SimpleNamespace(
-        dreamsim=lambda **options: asked.append(options) or (torch.nn.Identity(), torch.nn.Identity())
-    )
-    monkeypatch.setitem(sys.modules, "dreamsim", module)
-    with pytest.raises(FileNotFoundError, match=r"dino_vitb16_pretrain\.pth"):
-        load_dreamsim(tmp_path, "dino_vitb16")
-    assert not asked
-    (tmp_path / "dino_vitb16_single_lora").mkdir()
-    for name in ("dino_vitb16_pretrain.pth", "dino_vitb16_single_lora/adapter_config.json"):
+
+    def dreamsim(**options):
+        asked.append(options)
+        return torch.nn.Identity(), torch.nn.Identity()
+
+    monkeypatch.setitem(sys.modules, "dreamsim", SimpleNamespace(dreamsim=dreamsim))
+    for name in DREAMSIM_FILES["ensemble"]:
+        with pytest.raises(FileNotFoundError, match=re.escape(name)):
+            load_dreamsim(tmp_path)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    load_dreamsim(tmp_path, "dino_vitb16")
-    assert asked[0]["cache_dir"] == str(tmp_path)
+    assert not asked
+    assert load_dreamsim(tmp_path).name == "ensemble"
+    assert asked == [{"device": "cpu", "cache_dir": str(tmp_path), "dreamsim_type": "ensemble"}]
+    with pytest.raises(ValueError, match="no DreamSim model 'vgg'"):
+        load_dreamsim(tmp_path, "vgg")
 
 
 @pytest.mark.parametrize(
