@@ -144,6 +144,7 @@ def _extractors(arguments: argparse.Namespace):
     from ..evaluation.features import load_clip, load_dreamsim, load_i3d, load_mobilenet
     from ..evaluation.perceptual import Extractors
 
+    dreamsim = arguments.dreamsim_weights
     return Extractors(
         clip=load_clip(arguments.clip_weights, arguments.clip_model) if arguments.clip_weights else None,
         i3d=load_i3d(arguments.i3d_weights) if arguments.i3d_weights else None,
