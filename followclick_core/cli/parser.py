@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..version import VERSION
-from . import build_dataset, commands, evaluate, train
+from . import ablate, build_dataset, commands, evaluate, train
 from .values import seed
 
 PROGRAM = "python -m followclick_core"
@@ -81,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         ),
         ("build-art", "collect the art for the scenes", BUILD_ART, _build_art, commands.build_art),
         ("evaluate", "measure a model on held-out scenes", evaluate.HELP, evaluate.add_arguments, evaluate.run),
+        ("ablate", "the paper's ablations at demo scale", ablate.HELP, ablate.add_arguments, ablate.run),
     ):
         subparser = subparsers.add_parser(name, help=summary, description=description, formatter_class=layout)
         add_arguments(subparser)
