@@ -148,9 +148,7 @@ def _extractors(arguments: argparse.Namespace):
     return Extractors(
         clip=load_clip(arguments.clip_weights, arguments.clip_model) if arguments.clip_weights else None,
         i3d=load_i3d(arguments.i3d_weights) if arguments.i3d_weights else None,
-        dreamsim=load_dreamsim(arguments.dreamsim_weights, arguments.dreamsim_model)
-        if arguments.dreamsim_weights
-        else None,
+        dreamsim=load_dreamsim(dreamsim, arguments.dreamsim_model) if dreamsim else None,
         mobilenet=load_mobilenet(arguments.mobilenet_weights) if arguments.mobilenet_weights else None,
     )
 
