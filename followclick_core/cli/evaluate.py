@@ -21,13 +21,18 @@ In two steps, of which only the first wants a GPU, and only the second OpenCV:
   {PROGRAM} evaluate --art build/art.zip --scenes 200 --takes runs/takes --output runs/evaluation
 
 The first stores the clips as latents; done again, it samples what is missing. Takes of other weights are refused.
+
+On photos of your own, described by benchmark.json (docs/EVALUATION.md):
+
+  {PROGRAM} evaluate --benchmark my-photos --output runs/my-photos
 """
 
 SWEEP_SCENES, SWEEP_SCENES_STORED = 12, 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--art", required=True, metavar="ZIP", help="what build-art wrote")
+    parser.add_argument("--art", metavar="ZIP", help="what build-art wrote: scenes are made of it")
+    parser.add_argument("--benchmark", metavar="FOLDER", help="photos of your own instead of scenes")
     parser.add_argument("--model", default="demo", metavar="NAME", help="which model (default demo)")
     parser.add_argument("--scenes", type=count, default=100, metavar="N", help="how many (default 100)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="which scenes (default 0)")
@@ -38,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many scenes are also asked for the magnitudes 2, 4, 8 and 16 "
         f"(default {SWEEP_SCENES}; with --takes {SWEEP_SCENES_STORED})",
+    )
+    parser.add_argument(
+        "--unseen-phrasings",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how many scenes are also asked for in words that training never used, in two ways each (default 0)",
     )
     parser.add_argument("--output", metavar="FOLDER", help="report.json and report.md go here")
     parser.add_argument("--takes", metavar="FOLDER", help="clips as latents: filled by --sample-only, then scored")
@@ -50,6 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="S",
         help="with --sample-only: stop after so long; the same command goes on",
+    )
+    parser.add_argument(
+        "--workers", type=count, default=1, metavar="N", help="processes that decode --takes and score (default 1)"
+    )
+    measures = parser.add_argument_group("the paper's measures, each where its weights are named")
+    measures.add_argument("--clip-weights", metavar="FILE", help="Tem-Consis and Text-Align: CLIP, for open_clip")
+    measures.add_argument("--clip-model", default="ViT-B-32", metavar="NAME", help="open_clip's name (ViT-B-32)")
+    measures.add_argument("--i3d-weights", metavar="FILE", help="FVD: i3d_pretrained_400.pt")
+    measures.add_argument("--dreamsim-weights", metavar="FOLDER", help="PIC: what DreamSim's release unpacks to")
+    measures.add_argument("--dreamsim-model", default="ensemble", metavar="NAME", help="DreamSim's name (ensemble)")
+    measures.add_argument(
+        "--mobilenet-weights", metavar="FILE", help="stand-ins under other names: torchvision's mobilenet_v2"
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, mps")
 
@@ -68,7 +92,13 @@ def run(arguments: argparse.Namespace) -> None:
         from ..animator import Animator
         from ..data.art import ArtPack
 
-        animator, art = Animator.load(arguments.model, device), ArtPack.load(arguments.art)
+        animator = Animator.load(arguments.model, device)
+        extractors = _extractors(arguments)
+        if arguments.benchmark:
+            progress("load", 1, 1)
+            _evaluate_benchmark(arguments, animator, extractors, progress)
+            return
+        art = ArtPack.load(arguments.art)
         progress("load", 1, 1)
         if arguments.sample_only:
             _sample(arguments, animator, art, progress)
@@ -84,9 +114,46 @@ def run(arguments: argparse.Namespace) -> None:
             out_dir=arguments.output,
             size=animator.bundle.preset.size,
             sweep_scenes=_sweep_scenes(arguments),
+            unseen_scenes=arguments.unseen_phrasings,
             takes=arguments.takes,
+            workers=arguments.workers,
+            extractors=extractors,
             progress=progress,
         )
+        progress.close()
+        _print_report(arguments)
+
+
+def _evaluate_benchmark(arguments: argparse.Namespace, animator, extractors, progress) -> None:
+    from ..evaluation.benchmark import evaluate_benchmark
+
+    evaluate_benchmark(
+        animator,
+        arguments.benchmark,
+        arguments.seed,
+        steps=arguments.steps,
+        out_dir=arguments.output,
+        extractors=extractors,
+        progress=progress,
+    )
+    progress.close()
+    _print_report(arguments)
+
+
+def _extractors(arguments: argparse.Namespace):
+    from ..evaluation.features import load_clip, load_dreamsim, load_i3d, load_mobilenet
+    from ..evaluation.perceptual import Extractors
+
+    dreamsim = arguments.dreamsim_weights
+    return Extractors(
+        clip=load_clip(arguments.clip_weights, arguments.clip_model) if arguments.clip_weights else None,
+        i3d=load_i3d(arguments.i3d_weights) if arguments.i3d_weights else None,
+        dreamsim=load_dreamsim(dreamsim, arguments.dreamsim_model) if dreamsim else None,
+        mobilenet=load_mobilenet(arguments.mobilenet_weights) if arguments.mobilenet_weights else None,
+    )
+
+
+def _print_report(arguments: argparse.Namespace) -> None:
     if not arguments.quiet:
         print((Path(arguments.output) / "report.md").read_text(encoding="utf-8"))
 
@@ -103,6 +170,7 @@ def _sample(arguments: argparse.Namespace, animator, art, progress) -> None:
         takes=arguments.takes,
         size=animator.bundle.preset.size,
         sweep_scenes=_sweep_scenes(arguments),
+        unseen_scenes=arguments.unseen_phrasings,
         first_scene=arguments.first_scene,
         max_seconds=arguments.max_seconds,
         progress=progress,
@@ -121,6 +189,10 @@ def _sweep_scenes(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    if bool(arguments.art) == bool(arguments.benchmark):
+        raise ValueError("Give either --art, for held-out scenes, or --benchmark, for photos of your own.")
+    if arguments.benchmark and arguments.takes:
+        raise ValueError("--takes goes with --art; a benchmark is evaluated in one go.")
     if arguments.sample_only and not arguments.takes:
         raise ValueError("--sample-only fills the folder of --takes; name one.")
     if not arguments.sample_only and not arguments.output:

@@ -12,6 +12,7 @@ LABELS = {
     "measure": "measuring",
     "generate": "generating clips",
     "score": "scoring clips",
+    "judge": "comparing pictures",
     "list": "reading the source",
     "clips": "taking clips",
     "motion": "measuring motion",

@@ -5,17 +5,18 @@ that only the scoring uses. `StoredTakes` then stands in the model's place for `
 decoded clips as if they had been made there and then. The folder holds safetensors files of at most FILE_BYTES:
 
     takes-0000-0039.safetensors    of scene 12, for one:
-        0012/latents    float16, t 4 f h/8 w/8: the take at the scene's own magnitude, then those of the sweep
+        0012/latents    float16, t 4 f h/8 w/8: the scene as it is, then its sweep and its other phrasings
         0012/mask       uint8, the mask that the click gave, eight pixels a byte
       metadata
         settings        JSON: what made the takes, the weights' checksum among it; other takes are refused
-        scenes          JSON: per scene the magnitudes asked and the seconds per take
+        scenes          JSON: per scene the prompts and magnitudes asked, and the seconds per take
 """
 
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from torch import Tensor
 from ..checkpoint import load_metadata, load_safetensors, save_safetensors
 from ..generate import LATENT_SCALE, SamplingParams, decode_clip, generate_latents
 from ..shapes import Mask
-from .takes import SWEEP_MAGNITUDES, HeldOutScene, Take
+from .takes import AS_THEY_ARE, Ask, HeldOutScene, Plan, Source, Take, missing_takes, requests_of, write_scene
+from .workers import in_workers
 
 FILE_BYTES = 14 * 2**20
 CLIPS_AT_ONCE = 16
@@ -43,13 +45,13 @@ class _SceneTakes:
 
     scene: HeldOutScene
     mask: Mask
-    magnitudes: list[float]
+    asks: list[Ask]
     latents: list[Tensor] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     @property
     def whole(self) -> bool:
-        return len(self.latents) == (len(self.magnitudes) if self.mask.any() else 0)
+        return len(self.latents) == (len(self.asks) if self.mask.any() else 0)
 
 
 class LatentSampler:
@@ -76,9 +78,11 @@ class LatentSampler:
         self.clips_at_once = clips_at_once
 
     def segment(self, scene: HeldOutScene) -> Mask:
+        if scene.click is None:
+            return scene.mask
         return self.animator.segment(scene.image, [(*scene.click, 1)]).best
 
-    def sample(self, requests: Sequence[tuple[_SceneTakes, float]]) -> Tensor:
+    def sample(self, requests: Sequence[tuple[_SceneTakes, Ask]]) -> Tensor:
         """Latents of one batch, float16 on the CPU, n 4 f h/8 w/8."""
         latents = self._sample(requests, self.params)
         if not bool(latents.isfinite().all()):
@@ -86,15 +90,15 @@ class LatentSampler:
             latents = self._sample(requests, without)
         return latents.half().cpu()
 
-    def _sample(self, requests: Sequence[tuple[_SceneTakes, float]], params: SamplingParams) -> Tensor:
+    def _sample(self, requests: Sequence[tuple[_SceneTakes, Ask]], params: SamplingParams) -> Tensor:
         scenes = [takes.scene for takes, _ in requests]
         canvas = self.animator.canvas(scenes[0].image)
         return generate_latents(
             self.animator.bundle,
             torch.cat([canvas.place(scene.image) for scene in scenes]),
             torch.cat([canvas.place_mask(takes.mask) for takes, _ in requests]),
-            [scene.prompt.strip() for scene in scenes],
-            [magnitude * canvas.width / canvas.padded_width for _, magnitude in requests],
+            [ask.prompt.strip() for _, ask in requests],
+            [ask.magnitude * canvas.width / canvas.padded_width for _, ask in requests],
             [self.seed + scene.index for scene in scenes],
             params,
         )
@@ -105,8 +109,7 @@ def sample_takes(
     scenes: Iterable[HeldOutScene],
     folder: str | Path,
     settings: dict[str, Any],
-    sweep_verbs: Sequence[str] = (),
-    sweep_scenes: int = 0,
+    plan: Plan = AS_THEY_ARE,
     first_scene: int = 0,
     max_seconds: float | None = None,
     progress: Progress | None = None,
@@ -115,7 +118,6 @@ def sample_takes(
 
     Args:
         settings: Stored with the takes; a folder of other ones is refused.
-        sweep_verbs, sweep_scenes: As in takes.generate.
         first_scene: Scenes before it are passed over.
         max_seconds: Stop after so long; what is whole by then is written, and the next call goes on.
         progress: Called with ("sample", scenes done).
@@ -125,22 +127,20 @@ def sample_takes(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    started, present, swept, left, done = time.monotonic(), set(read_index(folder, settings)), 0, 0, 0
+    started, present, left, done = time.monotonic(), set(read_index(folder, settings)), 0, 0
     writer = _Writer(folder, settings)
-    waiting: list[tuple[_SceneTakes, float]] = []
-    for scene in scenes:
-        sweep = scene.verb in sweep_verbs and swept < sweep_scenes
-        swept += sweep
+    waiting: list[tuple[_SceneTakes, Ask]] = []
+    for scene, asks in plan.asks(scenes):
         if scene.index in present or scene.index < first_scene:
             done += 1
             continue
         if left or (max_seconds is not None and time.monotonic() - started > max_seconds):
             left += 1
             continue
-        takes = _SceneTakes(scene, sampler.segment(scene), [scene.magnitude, *(SWEEP_MAGNITUDES if sweep else ())])
+        takes = _SceneTakes(scene, sampler.segment(scene), asks)
         writer.add(takes)
         if takes.mask.any():
-            waiting += [(takes, magnitude) for magnitude in takes.magnitudes]
+            waiting += [(takes, ask) for ask in asks]
         while len(waiting) >= sampler.clips_at_once:
             _take(sampler, waiting)
         done += 1
@@ -152,7 +152,7 @@ def sample_takes(
     return left
 
 
-def _take(sampler: LatentSampler, waiting: list[tuple[_SceneTakes, float]]) -> None:
+def _take(sampler: LatentSampler, waiting: list[tuple[_SceneTakes, Ask]]) -> None:
     """Sample the first of those that wait."""
     batch = waiting[: sampler.clips_at_once]
     del waiting[: sampler.clips_at_once]
@@ -191,8 +191,9 @@ class _Writer:
                 tensors[f"{name}/latents"] = torch.stack(takes.latents)
         about = {
             str(takes.scene.index): {
-                "magnitudes": takes.magnitudes,
-                "seconds": takes.seconds or [0.0] * len(takes.magnitudes),
+                "prompts": [ask.prompt for ask in takes.asks],
+                "magnitudes": [ask.magnitude for ask in takes.asks],
+                "seconds": takes.seconds or [0.0] * len(takes.asks),
             }
             for takes in scenes
         }
@@ -207,7 +208,7 @@ class _Writer:
 def _bytes_of(takes: _SceneTakes) -> int:
     frames, (height, width) = len(takes.scene.frames), takes.mask.shape
     per_take = 2 * 4 * frames * -(-height // LATENT_SCALE) * -(-width // LATENT_SCALE)
-    clips = len(takes.magnitudes) if takes.mask.any() else 0
+    clips = len(takes.asks) if takes.mask.any() else 0
     return clips * per_take + takes.mask.size // 8 + 1024
 
 
@@ -270,13 +271,8 @@ class StoredTakes:
         if scene.index not in self._index:
             raise ValueError(f"Scene {scene.index} is not in {self.folder}; sample it first, or ask for fewer scenes.")
         path, about = self._index[scene.index]
-        number = int(np.argmin(np.abs(np.array(about["magnitudes"]) - magnitude)))
+        number = self._number(scene, magnitude, about)
         stored = about["magnitudes"][number]
-        if abs(stored - magnitude) > _TOLERANCE * (1 + magnitude):
-            raise ValueError(
-                f"Magnitude {magnitude:g} of scene {scene.index} is not in {self.folder} (there are "
-                f"{', '.join(f'{value:g}' for value in about['magnitudes'])}); sample it with as many --sweep-scenes."
-            )
         tensors = self._load(path)
         name, shape = f"{scene.index:04d}", scene.mask.shape
         mask = np.unpackbits(tensors[f"{name}/mask"].numpy(), count=scene.mask.size).reshape(shape).astype(bool)
@@ -286,7 +282,38 @@ class StoredTakes:
         frames = self.animator.canvas(scene.image).cut(decode_clip(self.animator.bundle, latents))
         return Take(stored, frames, mask, about["seconds"][number])
 
+    def _number(self, scene: HeldOutScene, magnitude: float, about: dict[str, Any]) -> int:
+        """Which of the scene's takes this is."""
+        prompts = about.get("prompts") or [scene.prompt] * len(about["magnitudes"])  # before there were other phrasings
+        for number, (prompt, stored) in enumerate(zip(prompts, about["magnitudes"], strict=True)):
+            if prompt == scene.prompt and abs(stored - magnitude) <= _TOLERANCE * (1 + magnitude):
+                return number
+        raise ValueError(
+            f"'{scene.prompt}' at magnitude {magnitude:g} was not sampled for scene {scene.index} of {self.folder}; "
+            "sample with as many --sweep-scenes and --unseen-phrasings."
+        )
+
     def _load(self, path: Path) -> dict[str, Tensor]:
         if self._loaded is None or self._loaded[0] != path:
             self._loaded = (path, load_safetensors(path)[0])
         return self._loaded[1]
+
+
+def write_takes(
+    source: Source,
+    scenes: Iterable[HeldOutScene],
+    out_dir: str | Path,
+    settings: dict[str, Any],
+    plan: Plan = AS_THEY_ARE,
+    workers: int = 1,
+) -> None:
+    """takes.generate, shared among processes: `source` must be picklable, as StoredTakes is."""
+    out_dir = Path(out_dir)
+    missing = missing_takes(scenes, out_dir, settings, plan)
+    for _ in in_workers(partial(_write_takes, source, out_dir), missing, workers):
+        pass
+
+
+def _write_takes(source: Source, out_dir: Path, missing: tuple[HeldOutScene, list[Ask]]) -> None:
+    scene, asks = missing
+    write_scene(out_dir, scene, asks, source.animate(requests_of(scene, asks)), source.autoencode(scene.image))

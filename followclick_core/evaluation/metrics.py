@@ -1,6 +1,7 @@
 """Statistics of an evaluation: how sure a mean is, how well one number follows another, how far two masks agree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,6 +26,46 @@ def bootstrap_interval(
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the evaluation with its 95 % bootstrap interval over scenes, and its bar, if there is one."""
+
+    name: str
+    value: float | None  # None: nothing to measure it on
+    low: float | None
+    high: float | None
+    bar: float | None = None
+    at_least: bool = True
+
+    @property
+    def passes(self) -> bool | None:
+        if self.bar is None:
+            return None
+        return self.value is not None and (self.value >= self.bar if self.at_least else self.value <= self.bar)
+
+
+def mean_figure(name: str, values: Iterable[float | None], bar: float | None = None, at_least: bool = True) -> Figure:
+    """The mean of those values that are known."""
+    known = np.array([value for value in values if value is not None])
+    return figure_of(name, known, lambda rows: float(rows.mean()), bar, at_least)
+
+
+def figure_of(
+    name: str,
+    rows: np.ndarray,
+    statistic: Statistic,
+    bar: float | None = None,
+    at_least: bool = True,
+    resamples: int = 2000,
+) -> Figure:
+    """A statistic of independent rows, with its interval; no value where there are no rows."""
+    if len(rows) == 0:
+        return Figure(name, None, None, None, bar, at_least)
+    interval = bootstrap_interval(rows, statistic, resamples=resamples)
+    value, low, high = (x if np.isfinite(x) else None for x in (statistic(rows), *interval))
+    return Figure(name, value, low, high, bar, at_least)
 
 
 def spearman(asked: np.ndarray, measured: np.ndarray) -> float:
@@ -67,7 +108,8 @@ def edge_distance(mask: np.ndarray) -> np.ndarray:
     edge = np.argwhere(near & ~padded).astype(np.float32)
     inside = np.argwhere(padded).astype(np.float32)
     distance = np.zeros(padded.shape, np.float32)
-    for part in np.array_split(inside, max(1, len(inside) * len(edge) // 4_000_000)):
+    for start in range(0, len(inside), 4096):
+        part = inside[start : start + 4096]
         # Squares of whole numbers below 2**24: exact in float32.
         squares = (part**2).sum(1)[:, None] + (edge**2).sum(1) - 2 * part @ edge.T
         rows, columns = part.astype(int).T

@@ -10,13 +10,15 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw
 
 from ..files import atomic_path, write_json
-from .scoring import Evaluation, Figure, SceneScore
+from .metrics import Figure
+from .scoring import Evaluation, SceneScore
 from .takes import read_scenes
 
 SHEET_FRAMES = 6
 SHEET_SCENES = 12
 SHEET_SIDE = 128
 LABEL_HEIGHT = 16
+NAMED_LINES = 12
 
 
 def write_report(evaluation: Evaluation, out_dir: str | Path) -> None:
@@ -48,8 +50,9 @@ def to_markdown(evaluation: Evaluation) -> str:
     settings = ", ".join(
         f"{len(value)} {key}" if isinstance(value, list) else f"{key} {value}"
         for key, value in evaluation.settings.items()
+        if key != "benchmark"
     )
-    lines = [f"{len(evaluation.scenes)} held-out scenes ({settings}).", ""]
+    lines = [f"{len(evaluation.scenes)} scenes ({settings}).", ""]
     lines += ["| figure | value | 95 % interval | bar | |", "|---|---|---|---|---|"]
     lines += [_row(figure) for figure in evaluation.figures]
     lines += ["", "| verb | recognised | taken for |", "|---|---|---|"]
@@ -61,15 +64,15 @@ def to_markdown(evaluation: Evaluation) -> str:
 
 
 def by_verb(scenes: Sequence[SceneScore]) -> dict[str, tuple[int, int]]:
-    """Verb -> (recognised, scenes), alphabetically."""
-    totals = Counter(scene.verb for scene in scenes)
+    """Verb -> (recognised, scenes), alphabetically; scenes of no known verb are left out."""
+    totals = Counter(scene.verb for scene in scenes if scene.verb)
     right = Counter(scene.verb for scene in scenes if scene.recognised == scene.verb)
     return {verb: (right[verb], totals[verb]) for verb in sorted(totals)}
 
 
 def confusion(scenes: Sequence[SceneScore]) -> dict[tuple[str, str], int]:
     """(verb asked, verb seen) -> how often, the most frequent first."""
-    return dict(Counter((scene.verb, scene.recognised) for scene in scenes).most_common())
+    return dict(Counter((scene.verb, scene.recognised) for scene in scenes if scene.verb).most_common())
 
 
 def contact_sheet(evaluation: Evaluation, out_dir: str | Path) -> PillowImage.Image:
@@ -88,7 +91,7 @@ def contact_sheet(evaluation: Evaluation, out_dir: str | Path) -> PillowImage.Im
     return sheet
 
 
-def _sheet_row(frames: np.ndarray, scored: SceneScore, click: tuple[int, int]) -> PillowImage.Image:
+def _sheet_row(frames: np.ndarray, scored: SceneScore, click: tuple[int, int] | None) -> PillowImage.Image:
     row = PillowImage.new("RGB", (SHEET_FRAMES * SHEET_SIDE, SHEET_SIDE + LABEL_HEIGHT), "white")
     label = (
         f"{scored.prompt}  (seen: {scored.recognised})  "
@@ -98,6 +101,8 @@ def _sheet_row(frames: np.ndarray, scored: SceneScore, click: tuple[int, int]) -
     for column, frame in enumerate(frames):
         picture = PillowImage.fromarray(frame).resize((SHEET_SIDE, SHEET_SIDE), PillowImage.Resampling.LANCZOS)
         row.paste(picture, (column * SHEET_SIDE, LABEL_HEIGHT))
+    if click is None:
+        return row
     x, y = ((at + 0.5) * SHEET_SIDE / side for at, side in zip(click, (frames.shape[2], frames.shape[1]), strict=True))
     ImageDraw.Draw(row).circle((x, LABEL_HEIGHT + y), 4, fill="red", outline="white")
     return row
@@ -113,12 +118,15 @@ def _plot_magnitude(scenes: Sequence[SceneScore], path: Path) -> None:
     axes.plot([1, 32], [1, 32], color="0.8", linewidth=1)
     own = np.array([(scene.magnitude_asked, scene.magnitude) for scene in scenes])
     axes.scatter(own[:, 0], own[:, 1], s=12, color="0.6", label="scenes, own magnitude")
-    for scene in scenes:
-        if scene.sweep:
-            asked, measured = zip(*scene.sweep, strict=True)
-            axes.plot(
-                asked, measured, marker="o", markersize=3, linewidth=1, label=f"{scene.verb} (scene {scene.index})"
-            )
+    swept = [scene for scene in scenes if scene.sweep]
+    for scene in swept:
+        asked, measured = zip(*scene.sweep, strict=True)
+        # A name for each line where they can be told apart.
+        label = f"{scene.verb} (scene {scene.index})" if len(swept) <= NAMED_LINES else None
+        axes.plot(asked, measured, marker="o", markersize=3, linewidth=1, alpha=0.7, label=label)
+    if len(swept) > NAMED_LINES:
+        points = np.array([scene.sweep for scene in swept])
+        axes.plot(*np.median(points, axis=0).T, color="black", linewidth=2, label=f"median of {len(swept)} sweeps")
     axes.set(xscale="symlog", yscale="symlog", xlabel="magnitude asked (px/frame at 512)", ylabel="measured")
     axes.legend(fontsize=6)
     with atomic_path(path) as temporary:

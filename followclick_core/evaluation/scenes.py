@@ -10,8 +10,9 @@ the most that can be reached, and to a photo that does not move.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ import torch
 from ..data.art import ArtPack
 from ..data.scenes import SceneBatch, SceneGenerator, SceneParams
 from ..data.verbs import VERBS
-from .latents import LatentSampler, StoredTakes, read_sampling, sample_takes
-from .metrics import edge_distance
+from ..shapes import Mask
+from .latents import LatentSampler, StoredTakes, read_sampling, sample_takes, write_takes
+from .metrics import edge_distance, mean_figure
+from .perceptual import Extractors, JudgedClip, perceptual_figures
+from .photo_clicks import click_photos
 from .report import write_report
 from .scoring import Evaluation, score
-from .takes import HeldOutScene, Source, Take, generate
+from .takes import HeldOutScene, Plan, Source, Take, generate, read_scenes
 
 Progress = Callable[[str, int, int], None]
 
@@ -45,8 +49,11 @@ def evaluate_scenes(
     out_dir: str | Path,
     size: int = 256,
     sweep_scenes: int = 12,
+    unseen_scenes: int = 0,
     verbs: Sequence[str] = VERBS,
     takes: str | Path | None = None,
+    workers: int = 1,
+    extractors: Extractors | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Generate, score, and write report.json, report.md, magnitude.png and contact_sheet.png into `out_dir`.
@@ -55,8 +62,11 @@ def evaluate_scenes(
         animator: An Animator.
         size: Of the scenes in pixels; the model's own size.
         sweep_scenes: How many scenes are also asked for the magnitudes 2, 4, 8 and 16.
+        unseen_scenes: How many are also asked for in words that training never used (phrasings.py).
         verbs: Those that the model was trained on: what the scenes ask for and the verb rule chooses from.
         takes: A folder that `sample_scenes` filled with the same arguments: nothing is sampled, its takes are scored.
+        extractors: The models of the paper's measures, as far as they are at hand (perceptual.py).
+        workers: Processes that decode `takes` and score.
         progress: Called with ("generate" or "score", scenes done, scenes in all).
 
     Raises:
@@ -86,11 +96,43 @@ def evaluate_scenes(
                 "sample them first, or ask for fewer scenes."
             )
         settings |= {"sampled": read_sampling(takes)["sampled"]}
-    scenes = held_out_scenes(art, num_scenes, seed, size, num_frames, verbs)
-    generate(source, _counted(scenes, num_scenes, progress), out_dir, settings, SWEEP_VERBS, sweep_scenes)
-    evaluation = score(out_dir, verbs, progress)
+    plan = Plan(SWEEP_VERBS, sweep_scenes, unseen_scenes)
+    scenes = _counted(held_out_scenes(art, num_scenes, seed, size, num_frames, verbs), num_scenes, progress)
+    if takes is None:
+        generate(source, scenes, out_dir, settings, plan)
+    else:
+        write_takes(source, scenes, out_dir, settings, plan, workers)
+    evaluation = score(out_dir, verbs, progress, workers)
+    photos = click_photos(animator, art)
+    clicks = mean_figure(f"click mask IoU on real photos ({len(photos)})", photos.values(), bar=0.70)
+    evaluation = replace(evaluation, figures=(*evaluation.figures, clicks))
+    truth = held_out_scenes(art, num_scenes, seed, size, num_frames, verbs)
+    evaluation = with_perceptual_figures(evaluation, out_dir, extractors or Extractors(), truth, progress)
     write_report(evaluation, out_dir)
     return evaluation
+
+
+def with_perceptual_figures(
+    evaluation: Evaluation,
+    out_dir: str | Path,
+    extractors: Extractors,
+    truth: Iterable[HeldOutScene] = (),
+    progress: Progress | None = None,
+) -> Evaluation:
+    """The evaluation with what the extractors measure on its clips; `truth` holds the true clips, in order."""
+    if not extractors:
+        return evaluation
+    clips = _judged(out_dir, truth, len(evaluation.scenes), progress)
+    return replace(evaluation, figures=evaluation.figures + perceptual_figures(extractors, clips))
+
+
+def _judged(
+    out_dir: str | Path, truth: Iterable[HeldOutScene], total: int, progress: Progress | None
+) -> Iterator[JudgedClip]:
+    for done, (scene, true) in enumerate(zip_longest(read_scenes(out_dir), truth), start=1):
+        yield JudgedClip(scene.takes[0].frames, scene.image, scene.prompt, true.frames if true else None)
+        if progress is not None:
+            progress("judge", done, total)
 
 
 def sample_scenes(
@@ -105,6 +147,7 @@ def sample_scenes(
     takes: str | Path,
     size: int = 256,
     sweep_scenes: int = 60,
+    unseen_scenes: int = 0,
     first_scene: int = 0,
     verbs: Sequence[str] = VERBS,
     max_seconds: float | None = None,
@@ -131,8 +174,7 @@ def sample_scenes(
         held_out_scenes(art, num_scenes, seed, size, num_frames, verbs),
         takes,
         settings,
-        SWEEP_VERBS,
-        sweep_scenes,
+        Plan(SWEEP_VERBS, sweep_scenes, unseen_scenes),
         first_scene,
         max_seconds,
         progress and (lambda stage, done: progress(stage, done, num_scenes)),
@@ -189,9 +231,13 @@ class AnimatorSource:
     def autoencode(self, image: np.ndarray) -> np.ndarray:
         return self.animator.autoencode(image)
 
+    def region(self, scene: HeldOutScene) -> Mask:
+        """What the model is given: the mask of the click."""
+        return self.animator.segment(scene.image, [(*scene.click, 1)]).best if scene.click else scene.mask
+
     def _take(self, scene: HeldOutScene, magnitude: float) -> Take:
         started = time.monotonic()
-        mask = self.animator.segment(scene.image, [(*scene.click, 1)]).best
+        mask = self.region(scene)
         if not mask.any():  # a click that finds nothing is a failure of the model, not the end of its evaluation
             return Take(magnitude, np.repeat(scene.image[None], len(scene.frames), axis=0), mask)
         clip = self.animator.animate_mask(

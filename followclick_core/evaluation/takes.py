@@ -3,15 +3,15 @@
 The folder holds everything that the judging needs, so a machine with a GPU can generate and another one score:
 
     run.json                       how the clips were made
-    scenes/000/scene.json          verb, prompt, click, magnitudes asked, seconds; written last, so its scene is whole
+    scenes/000/scene.json          verb, click, what was asked, seconds; written last, so its scene is whole
                photo.webp          the first frame as given       target.png, distractors.png   its true silhouettes
                round_trip.webp     photo through the autoencoder  click.png                     the click's mask
-               take_0.webp …       one clip each: its frames in a grid, lossless; 0 is the scene, the rest the sweep
+               take_0.webp …       one clip each: its frames in a grid, lossless; 0 is the scene as it is
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,6 +22,7 @@ from PIL import Image as PillowImage
 from ..files import atomic_path, write_json
 from ..images import load_mask, save_mask
 from ..shapes import Frames8, Image, Mask
+from .phrasings import KINDS, unseen_phrasing
 
 SWEEP_MAGNITUDES = (2.0, 4.0, 8.0, 16.0)
 GRID_COLUMNS = 4
@@ -35,7 +36,7 @@ class HeldOutScene:
     image: Image
     mask: Mask  # the target's silhouette
     distractors: Mask
-    click: tuple[int, int]  # x, y
+    click: tuple[int, int] | None  # x, y; None: the model is given the mask
     prompt: str
     verb: str
     magnitude: float  # of the true clip
@@ -50,6 +51,52 @@ class Take:
     frames: Frames8
     mask: Mask
     seconds: float = 0.0
+    kind: str = "own"
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One clip to be asked for in a scene.
+
+    Args:
+        kind: "own", the scene as it is; "sweep", at another magnitude; or one of phrasings.KINDS, in other words.
+    """
+
+    kind: str
+    prompt: str
+    magnitude: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked in which scenes, beside each as it is.
+
+    Args:
+        sweep_verbs, sweep_scenes: The first `sweep_scenes` scenes of these verbs are also asked for every one of
+            SWEEP_MAGNITUDES.
+        unseen_scenes: The first so many scenes are also asked for in words that training never used (phrasings.py).
+    """
+
+    sweep_verbs: Sequence[str] = ()
+    sweep_scenes: int = 0
+    unseen_scenes: int = 0
+
+    def asks(self, scenes: Iterable["HeldOutScene"]) -> Iterator[tuple["HeldOutScene", list[Ask]]]:
+        """Each scene with what to ask in it, as it is first."""
+        swept = 0
+        for scene in scenes:
+            asks = [Ask("own", scene.prompt, scene.magnitude)]
+            if scene.verb in self.sweep_verbs and swept < self.sweep_scenes:
+                swept += 1
+                asks += [Ask("sweep", scene.prompt, magnitude) for magnitude in SWEEP_MAGNITUDES]
+            if scene.index < self.unseen_scenes:
+                asks += [Ask(kind, unseen_phrasing(scene.verb, kind, scene.index), scene.magnitude) for kind in KINDS]
+            yield scene, asks
+
+
+AS_THEY_ARE = Plan()
+"""Every scene once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +106,7 @@ class SceneTakes:
     index: int
     verb: str
     prompt: str
-    click: tuple[int, int]
+    click: tuple[int, int] | None
     image: Image
     round_trip: Image
     mask: Mask
@@ -85,36 +132,43 @@ def generate(
     scenes: Iterable[HeldOutScene],
     out_dir: str | Path,
     settings: dict[str, Any],
-    sweep_verbs: Sequence[str] = (),
-    sweep_scenes: int = 0,
+    plan: Plan = AS_THEY_ARE,
     scenes_at_once: int = 1,
 ) -> None:
     """Make and write the takes of every scene; scenes that the folder holds already are kept, so a run can resume.
 
     Args:
         settings: Written to run.json. A folder made with other settings is refused.
-        sweep_verbs: The first `sweep_scenes` scenes of these verbs are also asked for every one of SWEEP_MAGNITUDES.
         scenes_at_once: How many scenes' requests `source` gets in one call.
     """
     out_dir = Path(out_dir)
+    missing = missing_takes(scenes, out_dir, settings, plan)
+    while chunk := list(islice(missing, scenes_at_once)):
+        takes = list(source.animate([request for scene, asks in chunk for request in requests_of(scene, asks)]))
+        for scene, asks in chunk:
+            write_scene(out_dir, scene, asks, takes[: len(asks)], source.autoencode(scene.image))
+            del takes[: len(asks)]
+
+
+def requests_of(scene: HeldOutScene, asks: Sequence[Ask]) -> list[tuple[HeldOutScene, float]]:
+    """What a Source is asked: the scene with each prompt, and the magnitude."""
+    return [(replace(scene, prompt=ask.prompt), ask.magnitude) for ask in asks]
+
+
+def missing_takes(
+    scenes: Iterable[HeldOutScene], out_dir: Path, settings: dict[str, Any], plan: Plan
+) -> Iterator[tuple[HeldOutScene, list[Ask]]]:
+    """The scenes that `out_dir` does not hold yet, with what to ask in each; arguments as of `generate`."""
     (out_dir / "scenes").mkdir(parents=True, exist_ok=True)
     _claim(out_dir, settings)
-    scenes = iter(scenes)
-    swept = 0
-    while chunk := list(islice(scenes, scenes_at_once)):
-        asked: list[tuple[HeldOutScene, list[float]]] = []
-        for scene in chunk:
-            sweep = scene.verb in sweep_verbs and swept < sweep_scenes
-            swept += sweep
-            if not (_folder(out_dir, scene.index) / "scene.json").is_file():
-                asked.append((scene, [scene.magnitude, *(SWEEP_MAGNITUDES if sweep else ())]))
-        takes = list(source.animate([(scene, magnitude) for scene, wanted in asked for magnitude in wanted]))
-        for scene, wanted in asked:
-            write_scene(out_dir, scene, takes[: len(wanted)], source.autoencode(scene.image))
-            del takes[: len(wanted)]
+    for scene, asks in plan.asks(scenes):
+        if not (_folder(out_dir, scene.index) / "scene.json").is_file():
+            yield scene, asks
 
 
-def write_scene(out_dir: Path, scene: HeldOutScene, takes: Sequence[Take], round_trip: np.ndarray) -> None:
+def write_scene(
+    out_dir: Path, scene: HeldOutScene, asks: Sequence[Ask], takes: Sequence[Take], round_trip: np.ndarray
+) -> None:
     """Write one scene's files, scene.json last."""
     folder = _folder(out_dir, scene.index)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,8 +187,10 @@ def write_scene(out_dir: Path, scene: HeldOutScene, takes: Sequence[Take], round
     content = {
         "verb": scene.verb,
         "prompt": scene.prompt,
-        "click": list(scene.click),
+        "click": list(scene.click) if scene.click else None,
         "num_frames": len(takes[0].frames),
+        "kinds": [ask.kind for ask in asks],
+        "prompts": [ask.prompt for ask in asks],
         "magnitudes": [take.magnitude for take in takes],
         "seconds": [take.seconds for take in takes],
     }
@@ -151,28 +207,36 @@ def read_settings(out_dir: str | Path) -> dict[str, Any]:
 
 def read_scenes(out_dir: str | Path) -> Iterator[SceneTakes]:
     """Every whole scene of a folder, in order."""
-    for path in sorted(Path(out_dir).glob("scenes/*/scene.json")):
-        yield _read_scene(path)
+    for path in scene_files(out_dir):
+        yield read_scene(path)
 
 
-def _read_scene(path: Path) -> SceneTakes:
+def scene_files(out_dir: str | Path) -> list[Path]:
+    """The scene.json of every whole scene, in order."""
+    return sorted(Path(out_dir).glob("scenes/*/scene.json"))
+
+
+def read_scene(path: Path) -> SceneTakes:
     folder, content = path.parent, json.loads(path.read_text(encoding="utf-8"))
     image = _read(folder / "photo.webp")
     click_mask = load_mask(folder / "click.png")
-    takes = tuple(
+    columns = (content[key] for key in ("magnitudes", "seconds", "kinds", "prompts"))
+    takes = [
         Take(
             magnitude,
             _ungrid(_read(folder / f"take_{number}.webp"), content["num_frames"], image.shape),
             click_mask,
             seconds,
+            kind,
+            prompt,
         )
-        for number, (magnitude, seconds) in enumerate(zip(content["magnitudes"], content["seconds"], strict=True))
-    )
+        for number, (magnitude, seconds, kind, prompt) in enumerate(zip(*columns, strict=True))
+    ]
     return SceneTakes(
         index=int(folder.name),
         verb=content["verb"],
         prompt=content["prompt"],
-        click=tuple(content["click"]),
+        click=tuple(content["click"]) if content["click"] else None,
         image=image,
         round_trip=_read(folder / "round_trip.webp"),
         mask=load_mask(folder / "target.png"),

@@ -1,7 +1,10 @@
 """Sampling apart from scoring: the same clips as in one go, found again, told from others, and without OpenCV."""
 
+import operator
+import pickle
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,11 +13,13 @@ import torch
 from followclick_core.__main__ import main
 from followclick_core.animator import Animator
 from followclick_core.evaluation import latents
-from followclick_core.evaluation.latents import LatentSampler, StoredTakes, read_index, sample_takes
+from followclick_core.evaluation.latents import LatentSampler, StoredTakes, read_index, read_sampling, sample_takes
 from followclick_core.evaluation.scenes import evaluate_scenes, held_out_scenes, sample_scenes
-from followclick_core.evaluation.takes import SWEEP_MAGNITUDES, read_scenes
+from followclick_core.evaluation.takes import SWEEP_MAGNITUDES, Ask, Plan, read_scenes
+from followclick_core.evaluation.workers import in_workers
 
 SIZE, VERBS = 128, ("jump", "spin")
+ASK = Ask("own", "jump", 3.0)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ class Noise(LatentSampler):
         return scene.mask if scene.index != 1 else np.zeros_like(scene.mask)
 
     def sample(self, requests):
-        self.asked += [(takes.scene.index, magnitude) for takes, magnitude in requests]
+        self.asked += [(takes.scene.index, ask.magnitude) for takes, ask in requests]
         return torch.randn(len(requests), 4, 4, SIZE // 8, SIZE // 8).half()
 
 
@@ -69,6 +74,22 @@ def test_two_steps_give_the_clips_and_figures_of_one(arguments, sampled, tmp_pat
             assert np.abs(take.frames.astype(int) - stored.frames).max() <= 2
 
 
+def test_workers_answer_in_order_and_raise_their_errors_here():
+    answers = in_workers(partial(operator.floordiv, 6), [3, 1, 2, 0, 6], workers=2)
+    assert [next(answers) for _ in range(3)] == [2, 6, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(answers)
+
+
+def test_stored_takes_can_go_to_a_worker(animator, art, sampled):
+    source = StoredTakes(animator, sampled, read_sampling(sampled))
+    scene = next(held_out_scenes(art, 1, 1, SIZE, 4, VERBS))
+    (take,), (same,) = (
+        each.animate([(scene, scene.magnitude)]) for each in (source, pickle.loads(pickle.dumps(source)))
+    )
+    np.testing.assert_array_equal(take.frames, same.frames)
+
+
 def test_sampling_goes_on_where_it_stopped_and_never_samples_twice(scenes, tmp_path):
     noise = Noise()
     assert sample_takes(noise, scenes, tmp_path, {}, max_seconds=0) == len(scenes)
@@ -80,7 +101,7 @@ def test_sampling_goes_on_where_it_stopped_and_never_samples_twice(scenes, tmp_p
 
 def test_scenes_before_the_first_are_left_to_others(scenes, tmp_path):
     noise = Noise()
-    assert sample_takes(noise, scenes, tmp_path, {}, VERBS, sweep_scenes=1, first_scene=2) == 0
+    assert sample_takes(noise, scenes, tmp_path, {}, Plan(VERBS, 1), first_scene=2) == 0
     # The sweep belongs to scene 0, which was passed over.
     assert [index for index, _ in noise.asked] == [2, 3]
 
@@ -89,7 +110,7 @@ def test_files_stay_below_their_size_whatever_the_batch(scenes, tmp_path, monkey
     per_clip = 2 * 4 * 4 * (SIZE // 8) ** 2
     monkeypatch.setattr(latents, "FILE_BYTES", 8 * per_clip)
     noise = Noise()
-    sample_takes(noise, scenes, tmp_path, {}, VERBS, sweep_scenes=1)
+    sample_takes(noise, scenes, tmp_path, {}, Plan(VERBS, 1))
     files = sorted(tmp_path.glob("takes-*.safetensors"))
     assert len(files) == 2
     assert all(file.stat().st_size <= 8 * per_clip for file in files)
@@ -106,8 +127,8 @@ def test_a_batch_that_overflows_in_half_precision_is_sampled_anew(animator, scen
 
     monkeypatch.setattr(latents, "generate_latents", generate)
     sampler = LatentSampler(animator, num_frames=4, steps=1, autocast=torch.float16)
-    request = latents._SceneTakes(scenes[0], scenes[0].mask, [3.0])
-    assert bool(sampler.sample([(request, 3.0)]).isfinite().all())
+    request = latents._SceneTakes(scenes[0], scenes[0].mask, [ASK])
+    assert bool(sampler.sample([(request, ASK)]).isfinite().all())
     assert calls == [torch.float16, None]
 
 
@@ -116,9 +137,9 @@ def test_half_precision_gives_nearly_the_same_latents(untrained_weights, scenes)
     torch.manual_seed(0)
     for parameter in animator.bundle.unet.parameters():  # its output begins with zero, which no rounding changes
         torch.nn.init.normal_(parameter, std=0.02) if not parameter.any() else None
-    request = latents._SceneTakes(scenes[0], scenes[0].mask, [3.0])
+    request = latents._SceneTakes(scenes[0], scenes[0].mask, [ASK])
     full, half = (
-        LatentSampler(animator, num_frames=4, steps=2, autocast=dtype).sample([(request, 3.0)]).float()
+        LatentSampler(animator, num_frames=4, steps=2, autocast=dtype).sample([(request, ASK)]).float()
         for dtype in (None, torch.bfloat16)
     )
     difference = (full - half).square().mean().sqrt() / full.std()

@@ -136,10 +136,12 @@ def test_every_third_party_import_of_the_core_is_required():
     names = {"PIL": "Pillow", "cv2": "opencv-python-headless", "segment_anything": "segment-anything"}
     # Optional: a plot, photos for the art pack, a decoder that is used where it is there; Triton comes with PyTorch.
     optional = {"matplotlib", "skimage", "sklearn", "torchcodec", "triton"}
+    names |= {"open_clip": "open-clip-torch", "cdfvd": "cd-fvd"}
     names |= {name: f"{name}-headless" for name in ("scenedetect",)}
     requirements = (ROOT / "requirements.txt").read_text().split()
     for path in FILES:
         extras = extra("dataset") if path.parent.name == "dataset" or path.name == "shards.py" else set()
         extras |= extra("train") if path.name in ("engine.py", "clip_run.py") else set()
+        extras |= extra("evaluation") if path.parent.name == "evaluation" else set()
         for module in imported_modules(path) - sys.stdlib_module_names - optional:
             assert names.get(module, module) in {*requirements, *extras}, f"{path.name} imports {module}"
