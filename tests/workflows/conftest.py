@@ -21,6 +21,8 @@ def _load(name: str):
 COMFYUI, REASON = _load("find_comfyui").find_comfyui()
 _comfyui_server = _load("comfyui_server")
 _editor_client = _load("editor_client")
+_graph_kit = _load("workflows/graph_kit")
+TESTING_PACK = {"followclick-testing": TESTS / "workflows" / "testing_pack"}
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -32,7 +34,7 @@ def pytest_terminal_summary(terminalreporter):
 def server(tmp_path_factory):
     if COMFYUI is None:
         pytest.skip(f"workflow tests need ComfyUI, and {REASON}")
-    with _comfyui_server.running_server(COMFYUI, tmp_path_factory.mktemp("comfyui")) as running:
+    with _comfyui_server.running_server(COMFYUI, tmp_path_factory.mktemp("comfyui"), packs=TESTING_PACK) as running:
         yield running
 
 
@@ -65,3 +67,19 @@ def photo(server) -> np.ndarray:
     (server.folder / "input" / "clipspace").mkdir()
     painted.save(server.folder / "input" / "clipspace" / "painted.png")
     return np.asarray(picture)
+
+
+@pytest.fixture(scope="session")
+def kit():
+    """The graphs of graph_kit.py, which tests cannot import."""
+    return _graph_kit
+
+
+@pytest.fixture(scope="session")
+def rig(server):
+    """The server, with the pictures and model files that the graphs of graph_kit.py load."""
+    _graph_kit.write_pictures(server.folder / "input")
+    models = server.folder / "models"
+    _graph_kit.write_lora(models / "loras" / "lora.safetensors")
+    _graph_kit.write_controlnet(models / "controlnet" / "openpose.safetensors", _graph_kit.unet_tensors())
+    return server
