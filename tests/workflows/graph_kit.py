@@ -1,5 +1,6 @@
 """Graphs in the API form, put together by code, and the files that they load. Loaded by path from conftest.py."""
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,7 @@ def write_controlnet(path: Path, unet: dict[str, torch.Tensor]) -> None:
     middle = unet["middle_block.0.in_layers.0.weight"].shape[0]
     _add_conv(tensors, "middle_block_out.0", middle, middle, size=1)
     widths = [3, 16, 16, 32, 32, 96, 96, 256, unet["input_blocks.0.0.weight"].shape[0]]
-    for index, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for index, (before, after) in enumerate(itertools.pairwise(widths)):
         _add_conv(tensors, f"input_hint_block.{2 * index}", before, after, size=3)
     safetensors.torch.save_file(tensors, path)
 

@@ -4,6 +4,7 @@ The demo model samples four frames in two steps; what is not about numbers alone
 """
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_a_controlnet_takes_one_pose_or_one_for_each_frame(run_clip, kit, plain_
 
 def test_a_controlnet_counts_in_its_range_of_steps_only(run_clip, kit, plain_clip):
     clip = kit.demo_clip()
-    late = with_pose(clip, kit, 1, start_percent=0.6)
+    late = with_pose(clip, kit, 1, start_percent=0.3)  # from the second of two steps on
     never = with_pose(clip, kit, 1, start_percent=1.0)
     found = run_clip(clip.graph, clip.saved(**late), clip.saved(**never))
     check_changed(found[0], plain_clip)
@@ -169,20 +170,20 @@ def test_every_sampler_that_the_host_offers_makes_a_clip(rig, run_clip, kit):
     infos = json.loads(rig.get("/object_info/KSampler"))["KSampler"]["input"]["required"]
     samplers = infos["sampler_name"][0]
     assert len(samplers) > 30
-    clip = kit.demo_clip()
-    # A step more than elsewhere: multistep samplers begin to differ at the third.
-    nodes = [clip.saved(sampler_name=name, steps=3, cfg=2.0) for name in samplers]
+    clip = kit.demo_clip(length=2)
+    nodes = [clip.saved(sampler_name=name, cfg=2.0) for name in samplers]
     wrong = []
     for name, found in zip(samplers, run_clip(clip.graph, *nodes), strict=True):
-        if not np.isfinite(found).all() or not 0 < np.abs(found).mean() < 50:
+        # The first noise level is above 4000: what a second-order sampler errs by in two steps is large.
+        if not np.isfinite(found).all() or not 0 < np.abs(found).mean() < 200:
             wrong.append((name, float(np.abs(found).mean())))
     assert wrong == []
 
 
 def test_every_scheduler_that_the_host_offers_makes_a_clip(rig, run_clip, kit):
     infos = json.loads(rig.get("/object_info/KSampler"))["KSampler"]["input"]["required"]
-    clip = kit.demo_clip()
-    nodes = [clip.saved(scheduler=name, steps=4) for name in infos["scheduler"][0]]
+    clip = kit.demo_clip(length=2)
+    nodes = [clip.saved(scheduler=name) for name in infos["scheduler"][0]]
     assert all(np.isfinite(found).all() for found in run_clip(clip.graph, *nodes))
 
 
@@ -277,11 +278,13 @@ def test_entries_run_one_by_one_when_memory_is_short(rig, run_clip, kit, plain_c
     check_close(found, plain_clip)
 
 
-def test_a_compiled_model_makes_the_same_clip(run_clip, kit, plain_clip):
-    if not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("TORCHCOMPILEMODEL WAS NOT TESTED: there is no C++ compiler on the PATH")
+@pytest.mark.parametrize("backend", ["cudagraphs", "inductor"])
+def test_a_compiled_model_makes_the_same_clip(run_clip, kit, plain_clip, backend):
+    """On a CPU `cudagraphs` only traces, which is what hooks could break; `inductor` compiles for minutes."""
+    if backend == "inductor" and not (shutil.which("g++") and os.environ.get("FOLLOWCLICK_TEST_INDUCTOR")):
+        pytest.skip("INDUCTOR WAS NOT TESTED: it takes g++ and minutes; set FOLLOWCLICK_TEST_INDUCTOR=1")
     clip = kit.demo_clip()
-    compiled = clip.graph.add("TorchCompileModel", model=clip.model, backend="inductor")
+    compiled = clip.graph.add("TorchCompileModel", model=clip.model, backend=backend)
     found, after = run_clip(clip.graph, clip.saved(model=compiled), clip.saved())
     check_close(found, plain_clip, 1e-2)
     assert np.array_equal(after, plain_clip)
@@ -290,9 +293,9 @@ def test_a_compiled_model_makes_the_same_clip(run_clip, kit, plain_clip):
 def test_a_clip_passes_through_a_tiled_autoencoder(rig, kit):
     clip = kit.demo_clip()
     graph, samples = clip.graph, clip.sample()
-    tiles = {"tile_size": 64, "overlap": 32, "temporal_size": 64, "temporal_overlap": 8}
+    tiles = {"tile_size": 128, "overlap": 32, "temporal_size": 64, "temporal_overlap": 8}
     whole = graph.add("VAEDecode", samples=samples, vae=clip.vae)
-    tiled = graph.add("VAEDecodeTiled", samples=samples, vae=clip.vae, **tiles)
+    tiled = graph.add("VAEDecodeTiled", samples=samples, vae=clip.vae, **tiles | {"tile_size": 64})
     back = graph.save(graph.add("VAEEncodeTiled", pixels=tiled, vae=clip.vae, **tiles))
     reference = graph.save(graph.add("VAEEncode", pixels=whole, vae=clip.vae))
     run = rig.run(graph.nodes)

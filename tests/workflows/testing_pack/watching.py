@@ -67,7 +67,7 @@ class ShortOfMemory(_OfModel):
 
 
 class InterruptAtStep(_OfModel):
-    """Does in the middle of a step what the route /interrupt does: at exactly this one, whatever the machine's speed."""
+    """Does within a step what the route /interrupt does: in exactly this one, however fast the machine is."""
 
     @classmethod
     def INPUT_TYPES(cls):  # noqa: N802
