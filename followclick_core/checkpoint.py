@@ -5,6 +5,7 @@ Loading is strict: a file that does not fit says which keys are missing, unexpec
 
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -86,6 +87,8 @@ def save_safetensors(
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a weights file of any allowed format; pickles run no code (`weights_only`).
 
+    Tensors are views of the file, read from disk where they are used; nothing is in memory twice.
+
     A training checkpoint's wrapping is taken off: a `state_dict` entry, DDP's `module.` prefix, and what is no tensor.
     """
     path = _existing(path)
@@ -107,15 +110,25 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
     reshaped = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
     if missing or unexpected or reshaped:
         raise CheckpointError(
-            f"{name} does not fit this model: {_listed('missing', missing)}; {_listed('unexpected', unexpected)}; "
-            f"{_listed('of another shape', reshaped)}. Choose a file made for this model."
+            f"{name} does not fit this model: {listed('missing', missing)}; {listed('unexpected', unexpected)}; "
+            f"{listed('of another shape', reshaped)}. Choose a file made for this model."
         )
-    module.load_state_dict(dict(tensors))
+    # A module without memory takes the tensors themselves, so that weights are never held twice.
+    module.load_state_dict(dict(tensors), assign=any(value.is_meta for value in own.values()))
+
+
+def listed(what: str, keys: Iterable[str], limit: int = 4) -> str:
+    """How many keys there are of what kind, and the first of them."""
+    keys = sorted(keys)
+    shown = ", ".join(keys[:limit]) + (", …" if len(keys) > limit else "")
+    return f"{len(keys)} {what}" + (f" ({shown})" if keys else "")
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Only torch's newer format, a zip archive, can be read in place.
+        mapped = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     # Torch's own text is left out: it ends in the advice to load the file unsafely.
     except pickle.UnpicklingError as error:
         what = re.search(r"GLOBAL (\S+)", str(error))
@@ -144,9 +157,3 @@ def _existing(path: str | Path) -> Path:
             f"There is no weights file {path.name} in {path.parent}; put it there or choose another."
         )
     return path
-
-
-def _listed(what: str, keys: Iterable[str], limit: int = 4) -> str:
-    keys = list(keys)
-    shown = ", ".join(keys[:limit]) + (", …" if len(keys) > limit else "")
-    return f"{len(keys)} {what}" + (f" ({shown})" if keys else "")

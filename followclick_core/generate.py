@@ -1,6 +1,7 @@
 """From a first frame, a mask, a motion prompt and a magnitude to a clip: the method's inference (paper section 4)."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +22,17 @@ DECODED_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample; the defaults are the paper's (section 5.1), with trailing timesteps."""
+    """How to sample; the defaults are the paper's (section 5.1), with trailing timesteps.
+
+    Args:
+        autocast: Compute the UNet's products in this dtype (float16 on a GPU); None: in that of the weights.
+    """
 
     num_frames: int = 16
     steps: int = 25
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
+    autocast: torch.dtype | None = None
 
 
 @torch.inference_mode()
@@ -97,7 +103,10 @@ def _guided_model(
     def predict_v(x_t: Video, t: Tensor) -> Video:
         timesteps = t.repeat(copies).repeat_interleave(params.num_frames)
         noisy = x_t.repeat(copies, 1, 1, 1, 1)
-        prediction = unfold_frames(bundle.unet(fold_frames(noisy), timesteps, frame_context), len(noisy))
+        with torch.autocast(x_t.device.type, params.autocast) if params.autocast else nullcontext():
+            prediction = bundle.unet(fold_frames(noisy), timesteps, frame_context)
+        # Guidance multiplies rounding errors, so it is left to float32.
+        prediction = unfold_frames(prediction.to(noisy.dtype), len(noisy))
         v = schedule.as_velocity(prediction, noisy, t.repeat(copies))
         if copies == 1:
             return v

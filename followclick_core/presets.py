@@ -43,7 +43,7 @@ def _preset(name: str, size: int, unet: UNetParams, text: TextEncoderParams) -> 
 _DEMO = _preset(
     "demo",
     256,
-    UNetParams(64, (1, 2, 3), 1, (0, 1, 1), 1, num_heads=4, context_dim=128),
+    UNetParams(64, (1, 2, 3), 1, (1, 1, 1), 1, num_heads=4, context_dim=128),
     TextEncoderParams(width=128, layers=3, num_heads=4),
 )
 

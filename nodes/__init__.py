@@ -5,7 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .animate import AnimateRegion, ApplyMotionModel, MotionSchedule
 from .finish import CropRegion, LockBackground, MeasureMotion, StitchRegion
 from .how import FirstFrame, FlowMagnitude, MotionRegion
-from .loaders import ExamplePhoto, LoadDemoModel, LoadMotionModel, LoadSegmenter
+from .loaders import ExamplePhoto, LoadDemoModel, LoadMotionLora, LoadMotionModel, LoadSegmenter
 from .routes import add_routes
 from .where import ClickToMask
 
@@ -13,6 +13,7 @@ NODES: list[type[io.ComfyNode]] = [
     AnimateRegion,
     LoadDemoModel,
     LoadMotionModel,
+    LoadMotionLora,
     LoadSegmenter,
     ExamplePhoto,
     ClickToMask,

@@ -26,13 +26,14 @@ from ..followclick_core.images import check_size, load_image, to_rgb_uint8
 
 EMBEDDED = "demo"  # in the file lists: the weights that come with the pack
 MOTION_FOLDERS = ("followclick", "animatediff_models")
+LORA_FOLDERS = ("animatediff_motion_lora",)
 SEGMENTER_FOLDERS = ("sams",)
 EXAMPLES = Path(__file__).parents[1] / "web" / "examples"
 
 
 def register_folders() -> None:
     """Tell the host about our model folders; those that other packs share keep what they have."""
-    for name in MOTION_FOLDERS + SEGMENTER_FOLDERS:
+    for name in MOTION_FOLDERS + LORA_FOLDERS + SEGMENTER_FOLDERS:
         folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
         paths, extensions = folder_paths.folder_names_and_paths[name]
         # A folder that is new to the host lists every file; a list, as extra_model_paths.yaml may leave it, stays.
@@ -45,8 +46,12 @@ register_folders()
 
 def weight_files(folders: tuple[str, ...]) -> list[str]:
     """Names for a combo: the embedded weights, then every file in the folders, first come first served."""
-    found = [name for folder in folders for name in folder_paths.get_filename_list(folder)]
-    return list(dict.fromkeys([EMBEDDED, *found]))
+    return list(dict.fromkeys([EMBEDDED, *files_in(folders)]))
+
+
+def files_in(folders: tuple[str, ...]) -> list[str]:
+    """Every weights file in the folders, by name."""
+    return [name for folder in folders for name in folder_paths.get_filename_list(folder)]
 
 
 def weight_path(name: str, folders: tuple[str, ...]) -> Path:

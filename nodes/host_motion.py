@@ -12,7 +12,6 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import comfy.model_sampling
 import comfy.patcher_extension
 import torch
 from comfy.conds import CONDCrossAttn, CONDNoiseShape, CONDRegular
@@ -23,12 +22,12 @@ from einops import rearrange
 from torch import Tensor
 
 from ..followclick_core.animator import check_request
-from ..followclick_core.conditioning import first_frame_condition
 from ..followclick_core.generate import LATENT_SCALE
 from ..followclick_core.models.attach import Attachment, MotionConditioning, attach
 from ..followclick_core.regions import region_shares
 from .host import fit, fitting_size, hosted
-from .host_models import model_latents, model_sampling
+from .host_families import apply_family, clip_latent, hand_patches_on, with_prompt
+from .host_models import model_latents
 from .sockets import HostedMotionModel, Region, Regions
 
 KEY = "followclick"
@@ -117,7 +116,7 @@ def first_frame_conditioning(
     Each region is an entry of its own, in which only that region moves. With several, an entry counts where its region
     is the nearest, so what a region sweeps stays its own.
     """
-    params = motion.model.params
+    params, family = motion.model.params, motion.model.family
     _check_text(regions, params.context_dim)
     size = fitting_size(image, motion.trained_size, LATENT_SCALE * 2 ** (len(params.channel_mult) - 1))
     latents = model_latents(vae, fit(image[:1].movedim(-1, 1), size).movedim(1, -1))
@@ -125,15 +124,15 @@ def first_frame_conditioning(
     shares = region_shares(torch.cat(masks)[:, 0]) if len(regions) > 1 else [None]
     conditioned: tuple[Conditioning, Conditioning] = ([], [])
     for region, mask, share in zip(regions, masks, shares, strict=True):
-        condition = first_frame_condition(latents, mask, length, params.layout)
+        condition = motion.model.first_frame(latents, mask, length)
         carried = {
             "magnitude": [region.magnitude],
-            "first_frame": rearrange(condition, "1 c f h w -> f c h w"),
+            "first_frame": None if condition is None else rearrange(condition, "1 c f h w -> f c h w"),
             "mask": None if share is None else share[None],
         }
-        conditioned[0].extend(with_motion(positive, region.context, **carried))
+        conditioned[0].extend(with_motion(with_prompt(family, positive, region), region.context, **carried))
         conditioned[1].extend(with_motion(negative, region.empty_context, **carried))
-    return *conditioned, {"samples": latents.new_zeros(length, *latents.shape[1:])}
+    return *conditioned, clip_latent(family, latents, masks, length)
 
 
 def _check_text(regions: Regions, context_dim: int | None) -> None:
@@ -183,9 +182,7 @@ def apply_motion_model(model: ModelPatcher, motion: HostedMotionModel) -> ModelP
     patched = model.clone()
     patched.set_additional_models(KEY, [motion.patcher])
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _sampling_with(motion))
-    wanted, current = model_sampling(motion.model.schedule), model.get_model_object("model_sampling")
-    if not _same_sampling(wanted, current):
-        patched.add_object_patch("model_sampling", wanted)
+    apply_family(patched, motion)
     return patched
 
 
@@ -208,19 +205,13 @@ def _in_dtype_of(model: ModelPatcher, motion: HostedMotionModel) -> HostedMotion
     if next(motion.model.parameters()).dtype == dtype:
         return replace(motion, patcher=motion.patcher.clone())
     converted = copy.deepcopy(motion.model).to(dtype)
-    return replace(motion, model=converted, patcher=hosted(converted))
-
-
-def _same_sampling(wanted: torch.nn.Module, current: torch.nn.Module) -> bool:
-    kinds = comfy.model_sampling.V_PREDICTION, comfy.model_sampling.ModelSamplingDiscrete
-    return all(isinstance(wanted, kind) == isinstance(current, kind) for kind in kinds) and (
-        wanted.sigmas.shape == current.sigmas.shape and torch.allclose(wanted.sigmas, current.sigmas.to(wanted.sigmas))
-    )
+    return replace(motion, model=converted, patcher=hand_patches_on(motion.patcher, hosted(converted)))
 
 
 def _sampling_with(motion: HostedMotionModel) -> Callable:
     """An OUTER_SAMPLE wrapper; a plain function, for the host deep-copies bound methods with their objects."""
-    motion_model, trained_size = motion.model, motion.trained_size
+    motion_model, family, fps = motion.model, motion.model.family, motion.fps
+    trained_width = motion.trained_size if family.magnitude_in_pixels else None
 
     def outer_sample(executor: Callable, noise: Tensor, *args: object, **kwargs: object) -> Tensor:
         guider = executor.class_obj
@@ -229,7 +220,7 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
         comfy.patcher_extension.add_wrapper_with_key(
             WrappersMP.DIFFUSION_MODEL,
             KEY,
-            _unet_call_with(attachment, LATENT_SCALE * noise.shape[-1] / trained_size),
+            _unet_call_with(attachment, LATENT_SCALE * noise.shape[-1] / trained_width if trained_width else 1.0, fps),
             guider.model_options,
             is_model_options=True,
         )
@@ -241,11 +232,12 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
     return outer_sample
 
 
-def _unet_call_with(attachment: Attachment, width_ratio: float) -> Callable:
+def _unet_call_with(attachment: Attachment, width_ratio: float, fps: float | None) -> Callable:
     """A DIFFUSION_MODEL wrapper that hands each UNet call's own motion arguments to the hooks.
 
     Args:
         width_ratio: The clip's width by the trained one: the model counts pixels of its own size.
+        fps: For families that are told; None leaves it to them.
     """
     kept: dict[tuple, MotionConditioning] = {}
 
@@ -267,7 +259,7 @@ def _unet_call_with(attachment: Attachment, width_ratio: float) -> Callable:
         batch = (num_frames, tuple(x.shape), *options["cond_or_uncond"], *options["uuids"])
         if batch not in kept:
             _check_size(motion[FIRST_FRAME], x)
-            kept[batch] = _conditioning(num_frames, motion, width_ratio)
+            kept[batch] = _conditioning(num_frames, motion, width_ratio, fps)
         with attachment.conditioned(kept[batch]):
             return executor(x, timesteps, context, y, control, options, **more)
 
@@ -283,7 +275,9 @@ def _check_size(first_frame: Tensor | None, x: Tensor) -> None:
         )
 
 
-def _conditioning(num_frames: int, motion: dict[str, Tensor | None], width_ratio: float) -> MotionConditioning:
+def _conditioning(
+    num_frames: int, motion: dict[str, Tensor | None], width_ratio: float, fps: float | None
+) -> MotionConditioning:
     """From the host's batch, where all frames of all entries follow each other, to a batch of clips."""
     context, magnitude, first_frame = motion[CONTEXT], motion[MAGNITUDE], motion[FIRST_FRAME]
     return MotionConditioning(
@@ -291,4 +285,5 @@ def _conditioning(num_frames: int, motion: dict[str, Tensor | None], width_ratio
         context=None if context is None else context[::num_frames],
         magnitude=None if magnitude is None else magnitude.float().view(-1, num_frames) * width_ratio,
         first_frame=None if first_frame is None else rearrange(first_frame, "(b f) c h w -> b c f h w", f=num_frames),
+        fps=fps,
     )

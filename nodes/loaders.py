@@ -2,10 +2,19 @@
 
 from comfy_api.latest import io
 
-from .host import EMBEDDED, MOTION_FOLDERS, SEGMENTER_FOLDERS, example_picture, example_pictures, weight_files
+from .host import (
+    EMBEDDED,
+    LORA_FOLDERS,
+    MOTION_FOLDERS,
+    SEGMENTER_FOLDERS,
+    example_picture,
+    example_pictures,
+    files_in,
+    weight_files,
+)
 from .host_segmenters import segmenter
-from .host_weights import demo_clip, demo_model, demo_vae, motion_model
-from .sockets import MotionModelSocket, SegmenterSocket
+from .host_weights import demo_clip, demo_model, demo_vae, motion_model, with_motion_lora
+from .sockets import HostedMotionModel, MotionModelSocket, SegmenterSocket
 
 
 class LoadDemoModel(io.ComfyNode):
@@ -62,24 +71,67 @@ class LoadMotionModel(io.ComfyNode):
             node_id="FollowClick_LoadMotionModel",
             display_name="Load Motion Model",
             category="FollowClick/loaders",
-            description="A motion model for a checkpoint that you load with Load Checkpoint.",
+            description=(
+                "A motion model for a checkpoint that you load with Load Checkpoint. The file itself tells what it is: "
+                "this pack's, the authors' release, PIA, AnimateDiff v1, v2 or v3, AnimateLCM."
+            ),
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=weight_files(MOTION_FOLDERS),
                     tooltip=(
                         f"{EMBEDDED} comes with the pack and fits its demo model only. "
-                        "Others are those that this pack's training wrote, in models/followclick or "
-                        "models/animatediff_models; AnimateDiff's own files are refused."
+                        "Others lie in models/followclick or models/animatediff_models."
                     ),
-                )
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=2.0,
+                    min=0.1,
+                    max=60.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Frames per second that the authors' release is told; other models have no such input.",
+                ),
+            ],
+            outputs=[
+                MotionModelSocket.Output(display_name="motion_model"),
+                io.String.Output(
+                    display_name="about",
+                    tooltip="Its family, and what the first frame, the motion prompt and the magnitude do in it.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, name: str, fps: float = 2.0) -> io.NodeOutput:
+        loaded = motion_model(name, fps)
+        return io.NodeOutput(loaded, loaded.about)
+
+
+class LoadMotionLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FollowClick_LoadMotionLora",
+            display_name="Load Motion LoRA",
+            category="FollowClick/loaders",
+            description="Adds a motion LoRA, such as AnimateDiff's camera moves, to a motion model. Chain several.",
+            inputs=[
+                MotionModelSocket.Input("motion_model", tooltip="The one that the LoRA was trained on."),
+                io.Combo.Input(
+                    "name", options=files_in(LORA_FOLDERS), tooltip="Files in models/animatediff_motion_lora."
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=-10.0, max=10.0, step=0.01, tooltip="1 as trained, 0 nothing."
+                ),
             ],
             outputs=[MotionModelSocket.Output(display_name="motion_model")],
         )
 
     @classmethod
-    def execute(cls, name: str) -> io.NodeOutput:
-        return io.NodeOutput(motion_model(name))
+    def execute(cls, motion_model: HostedMotionModel, name: str, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(with_motion_lora(motion_model, name, strength))
 
 
 class LoadSegmenter(io.ComfyNode):

@@ -3,7 +3,8 @@
 Values are frozen: the host caches and shares them between runs, so nobody may change one.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
@@ -42,11 +43,17 @@ class HostedMotionModel:
 
     Args:
         trained_size: Side in pixels of the clips it was trained on.
+        spatial: The UNet's own weights (LDM names), of families whose files hold them.
+        about: What it is, and what it does with what the nodes ask of it; for people.
+        fps: What the frame-rate embedding of the authors' release is told; None leaves it to the family.
     """
 
     model: MotionModel
     patcher: "ModelPatcher"
     trained_size: int
+    spatial: Mapping[str, Tensor] = field(default_factory=dict)
+    about: str = ""
+    fps: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -129,31 +129,6 @@ def build_art(arguments: argparse.Namespace) -> None:
         print(f"{arguments.output}: {counts}")
 
 
-def evaluate(arguments: argparse.Namespace) -> None:
-    from ..animator import Animator
-    from ..data.art import ArtPack
-    from ..evaluation.scenes import evaluate_scenes
-    from .progress import StageBars
-
-    out_dir, device = Path(arguments.output), chosen_device(arguments.device)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with StageBars(arguments.quiet) as progress:
-        progress("load", 0, 1)
-        animator, art = Animator.load(arguments.model, device), ArtPack.load(arguments.art)
-        progress("load", 1, 1)
-        evaluate_scenes(
-            animator,
-            art,
-            arguments.scenes,
-            arguments.seed,
-            out_dir=out_dir,
-            size=animator.bundle.preset.size,
-            progress=progress,
-        )
-    if not arguments.quiet:
-        print((out_dir / "report.md").read_text(encoding="utf-8"))
-
-
 def _clicks(arguments: argparse.Namespace) -> list[tuple[float, float, int]]:
     return [(x, y, 1) for x, y in arguments.click] + [(x, y, 0) for x, y in arguments.exclude]
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..version import VERSION
-from . import build_dataset, commands, train
+from . import ablate, build_dataset, commands, evaluate, train
+from .values import seed
 
 PROGRAM = "python -m followclick_core"
 
@@ -52,12 +53,6 @@ CONTRIBUTING.md lists; `make art` fetches them and runs this.
   {PROGRAM} build-art --packages node_modules --output build/art.zip
 """
 
-EVALUATE = f"""\
-Measure a model on scenes whose sprites and photos training never saw, and write the figures as JSON and Markdown.
-
-  {PROGRAM} evaluate --art build/art.zip --scenes 100 --output runs/evaluation
-"""
-
 
 class _Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one sentence that points to the help."""
@@ -85,7 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
             build_dataset.run,
         ),
         ("build-art", "collect the art for the scenes", BUILD_ART, _build_art, commands.build_art),
-        ("evaluate", "measure a model on held-out scenes", EVALUATE, _evaluate, commands.evaluate),
+        ("evaluate", "measure a model on held-out scenes", evaluate.HELP, evaluate.add_arguments, evaluate.run),
+        ("ablate", "the paper's ablations at demo scale", ablate.HELP, ablate.add_arguments, ablate.run),
     ):
         subparser = subparsers.add_parser(name, help=summary, description=description, formatter_class=layout)
         add_arguments(subparser)
@@ -123,7 +119,7 @@ def _animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=16, metavar="N", help="length of the clip (default 16)")
     parser.add_argument("--steps", type=int, default=25, metavar="N", help="sampling steps (default 25)")
     parser.add_argument("--cfg", type=float, default=7.5, metavar="X", help="guidance scale (default 7.5)")
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="another seed, another clip (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="another seed, another clip (default 0)")
     parser.add_argument("--model", default="demo", metavar="NAME", help="which model (default demo)")
     _device(parser)
 
@@ -166,15 +162,6 @@ def _build_art(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="build/art.zip", metavar="ZIP", help="the art pack (default build/art.zip)")
 
 
-def _evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--art", required=True, metavar="ZIP", help="what build-art wrote")
-    parser.add_argument("--model", default="demo", metavar="NAME", help="which model (default demo)")
-    parser.add_argument("--scenes", type=_count, default=100, metavar="N", help="how many (default 100)")
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="which scenes (default 0)")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="report.json and report.md go here")
-    _device(parser)
-
-
 def _photo_and_clicks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photo", metavar="PHOTO", help="any picture file, 16 pixels to 80 megapixels")
     parser.add_argument(
@@ -205,15 +192,3 @@ def _point(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not X,Y; give two numbers of pixels, such as 320,200") from None
     return x, y
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**64:
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give a whole number from 0 to 2**64 - 1")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; give a whole number from 1")
-    return int(text)

@@ -2,20 +2,27 @@
 
 `evaluate_scenes` asks a model for a clip of every scene, measures the clips by their optical flow, and holds the means
 against the bars. Its two halves also run apart: `generate` (takes.py) on the machine with the model, `score`
-(scoring.py) anywhere. `TruthSource` and `StillSource` in the model's place show what the measure gives to the true
-clips, the most that can be reached, and to a photo that does not move.
+(scoring.py) anywhere; or `sample_scenes` stores latents on a machine with a GPU, which `evaluate_scenes` decodes and
+scores on any other. `TruthSource` and `StillSource` in the model's place show what the measure gives to the true clips,
+the most that can be reached, and to a photo that does not move.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..data.art import ArtPack
 from ..data.scenes import SceneBatch, SceneGenerator, SceneParams
 from ..data.verbs import VERBS
+from .latents import LatentSampler, StoredTakes, read_sampling, sample_takes
+from .metrics import edge_distance
 from .report import write_report
 from .scoring import Evaluation, score
 from .takes import HeldOutScene, Source, Take, generate
@@ -39,6 +46,7 @@ def evaluate_scenes(
     size: int = 256,
     sweep_scenes: int = 12,
     verbs: Sequence[str] = VERBS,
+    takes: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Generate, score, and write report.json, report.md, magnitude.png and contact_sheet.png into `out_dir`.
@@ -48,7 +56,11 @@ def evaluate_scenes(
         size: Of the scenes in pixels; the model's own size.
         sweep_scenes: How many scenes are also asked for the magnitudes 2, 4, 8 and 16.
         verbs: Those that the model was trained on: what the scenes ask for and the verb rule chooses from.
+        takes: A folder that `sample_scenes` filled with the same arguments: nothing is sampled, its takes are scored.
         progress: Called with ("generate" or "score", scenes done, scenes in all).
+
+    Raises:
+        ValueError: `takes` holds those of other weights or settings, or lacks scenes.
     """
     settings = {
         "model": animator.name,
@@ -62,12 +74,94 @@ def evaluate_scenes(
         "guidance_scale": guidance_scale,
         "verbs": list(verbs),
     }
-    source = AnimatorSource(animator, num_frames=num_frames, steps=steps, guidance_scale=guidance_scale, seed=seed)
+    source: Source
+    if takes is None:
+        source = AnimatorSource(animator, num_frames=num_frames, steps=steps, guidance_scale=guidance_scale, seed=seed)
+    else:
+        sampling = _sampling_settings(animator, art, seed, num_frames, steps, guidance_scale, size, verbs)
+        source = StoredTakes(animator, takes, sampling)
+        if missing := source.missing(num_scenes):
+            raise ValueError(
+                f"{takes} lacks {len(missing)} of the {num_scenes} scenes, the first of them number {missing[0]}; "
+                "sample them first, or ask for fewer scenes."
+            )
+        settings |= {"sampled": read_sampling(takes)["sampled"]}
     scenes = held_out_scenes(art, num_scenes, seed, size, num_frames, verbs)
     generate(source, _counted(scenes, num_scenes, progress), out_dir, settings, SWEEP_VERBS, sweep_scenes)
     evaluation = score(out_dir, verbs, progress)
     write_report(evaluation, out_dir)
     return evaluation
+
+
+def sample_scenes(
+    animator: Any,
+    art: ArtPack,
+    num_scenes: int = 100,
+    seed: int = 0,
+    num_frames: int = 16,
+    steps: int = 25,
+    guidance_scale: float = 7.5,
+    *,
+    takes: str | Path,
+    size: int = 256,
+    sweep_scenes: int = 60,
+    first_scene: int = 0,
+    verbs: Sequence[str] = VERBS,
+    max_seconds: float | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """The first half of evaluate_scenes, for a machine with a GPU and without OpenCV: sample, as latents, into `takes`.
+
+    Args:
+        first_scene: Scenes before it are passed over: they were sampled elsewhere.
+        max_seconds: As in sample_takes.
+        progress: Called with ("sample", scenes done, scenes in all).
+
+    Returns:
+        How many scenes are still to be sampled.
+    """
+    settings = _sampling_settings(animator, art, seed, num_frames, steps, guidance_scale, size, verbs)
+    on_gpu = animator.bundle.device.type == "cuda"
+    sampler = LatentSampler(
+        animator, seed, num_frames, steps, guidance_scale, autocast=torch.float16 if on_gpu else None
+    )
+    settings["sampled"] = "on a GPU, half precision" if on_gpu else "on a CPU, single precision"
+    return sample_takes(
+        sampler,
+        held_out_scenes(art, num_scenes, seed, size, num_frames, verbs),
+        takes,
+        settings,
+        SWEEP_VERBS,
+        sweep_scenes,
+        first_scene,
+        max_seconds,
+        progress and (lambda stage, done: progress(stage, done, num_scenes)),
+    )
+
+
+def _sampling_settings(
+    animator: Any,
+    art: ArtPack,
+    seed: int,
+    num_frames: int,
+    steps: int,
+    guidance_scale: float,
+    size: int,
+    verbs: Sequence[str],
+) -> dict[str, Any]:
+    """All that decides what stored takes show."""
+    infos = [asdict(info) for info in (*art.sprite_infos, *art.animation_infos, *art.photo_infos)]
+    return {
+        "weights": animator.digest(),
+        "segmenter": animator.segmenter.digest(),
+        "art": hashlib.sha256(json.dumps(infos, sort_keys=True).encode()).hexdigest()[:16],
+        "seed": seed,
+        "size": size,
+        "num_frames": num_frames,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "verbs": list(verbs),
+    }
 
 
 def held_out_scenes(
@@ -128,9 +222,7 @@ class StillSource(TruthSource):
 
 def deepest_point(mask: np.ndarray) -> tuple[int, int]:
     """The pixel (x, y) of a bool mask that is farthest from its edge: where one clicks, and how SAM was evaluated."""
-    import cv2
-
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    depth = edge_distance(mask)
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
     return int(x), int(y)
 
@@ -169,5 +261,6 @@ __all__ = [
     "evaluate_scenes",
     "generate",
     "held_out_scenes",
+    "sample_scenes",
     "score",
 ]

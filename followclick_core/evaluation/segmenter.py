@@ -8,7 +8,7 @@ import numpy as np
 
 from ..segment import Segmenter, clicks_from_pixels
 from ..shapes import Image, Mask
-from .metrics import mask_iou
+from .metrics import edge_distance, mask_iou
 
 _CHUNK = 16  # scenes drawn at a time
 
@@ -100,9 +100,7 @@ def held_out_stills(scenes: StillSource, num_scenes: int, seed: int, min_area: f
 
 def _point(mask: Mask, click: str, rng: np.random.Generator) -> tuple[int, int]:
     """A pixel (x, y) of the mask; the picture's border counts as an edge."""
-    import cv2
-
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    depth = edge_distance(mask)
     deep = np.flatnonzero(depth >= (depth.max() if click == "centre" else depth.max() / 2))
     y, x = np.unravel_index(deep[0] if click == "centre" else rng.choice(deep), mask.shape)
     return int(x), int(y)

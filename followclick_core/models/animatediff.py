@@ -14,13 +14,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from ..checkpoint import CheckpointError, load_strict, load_tensors
+from .motion_files import check_encodings
+from .motion_keys import ENCODING
 from .motion_model import MotionModel, MotionParams, describe, load_motion_model
-from .motion_module import frame_positions
 
-_ENCODING = re.compile(r"\.attention_blocks\.\d+\.pos_encoder\.pe$")
 # Parts of the method that AnimateDiff's files do not have.
 _ADDED = re.compile(r"\.attention_blocks\.2\.|\.norms\.2\.|^first_frame_conv\.|^motion_embedding\.")
 
@@ -46,25 +44,11 @@ def load_motion_start(path: str | Path, params: MotionParams) -> MotionModel:
             "AnimateDiff's v1, v2 or v3 motion modules."
         )
     tensors = {key.removeprefix("unet."): value for key, value in tensors.items() if ".motion_modules." in key}
-    _check_encodings(tensors, name)
-    tensors = {key: value.float() for key, value in tensors.items() if not _ENCODING.search(key)}
+    encodings = {key: value for key, value in tensors.items() if ENCODING.search(key)}
+    check_encodings(encodings, name)
+    tensors = {key: value.float() for key, value in tensors.items() if key not in encodings}
     has_middle = any(key.startswith("mid_block.") for key in tensors)
     model = MotionModel(replace(params, mid_block=has_middle))
     added = {key: value for key, value in model.state_dict().items() if _ADDED.search(key)}
     load_strict(model, added | tensors, name)
     return model
-
-
-def _check_encodings(tensors: dict[str, Tensor], name: str) -> None:
-    """AnimateDiff never trains its encodings. A file with others would behave differently with computed ones."""
-    for key, value in tensors.items():
-        if not _ENCODING.search(key):
-            continue
-        if value.ndim != 3:
-            raise CheckpointError(f"{name}: {key} has the shape {tuple(value.shape)}, not 1 x frames x channels.")
-        computed = frame_positions(value.shape[1], value.shape[2], value.device, value.dtype)
-        if not value[0].allclose(computed, atol=2e-3):
-            raise CheckpointError(
-                f"{name} has positional encodings of its own ({key}), which this model computes; "
-                "choose a file with AnimateDiff's."
-            )

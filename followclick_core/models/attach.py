@@ -28,12 +28,14 @@ class MotionConditioning:
         magnitude: Mean flow in the region, pixels per frame at 512 pixels of width, for each clip, [b], or for
             each of its frames, [b, f]; None adds no embedding.
         first_frame: Mask and first-frame latents, b 5 f h w (conditioning.first_frame_condition); None leaves them out.
+        fps: Frames per second, for families that are told; None takes the family's own.
     """
 
     num_frames: int
     context: Tokens | None = None
     magnitude: PerSample | Float[Tensor, "b f"] | None = None
     first_frame: Video | None = None
+    fps: float | None = None
     # Projected once per conditioning and kept for all steps.
     _key_values: dict[int, KeyValue | None] = field(default_factory=dict, repr=False)
 
@@ -59,7 +61,12 @@ class Attachment:
 
     @contextlib.contextmanager
     def conditioned(self, conditioning: MotionConditioning) -> Iterator[None]:
-        """Use `conditioning` for the UNet calls inside the block; outside it the UNet is the plain image model."""
+        """Use `conditioning` for the UNet calls inside the block; outside it the UNet is the plain image model.
+
+        Raises:
+            ValueError: the motion model knows no positions for so many frames.
+        """
+        self.motion_model.family.check_frames(conditioning.num_frames)
         previous, self._conditioning = self._conditioning, conditioning
         try:
             yield
@@ -85,7 +92,9 @@ class Attachment:
         def add(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
             if self._conditioning is None or self._conditioning.first_frame is None:
                 return output
-            channels = rearrange(self._conditioning.first_frame, "b c f h w -> (b f) c h w")
+            family, conditioning = self.motion_model.family, self._conditioning
+            channels = family.channels(conditioning.first_frame, conditioning.magnitude)  # type: ignore[arg-type]
+            channels = rearrange(channels, "b c f h w -> (b f) c h w")
             if channels.shape[-2:] != output.shape[-2:] or len(channels) != len(output):
                 raise ValueError(
                     f"The first-frame condition is for {len(channels)} frames of {tuple(channels.shape[-2:])} latents, "
@@ -101,11 +110,37 @@ class Attachment:
             if self._conditioning is None or self._conditioning.magnitude is None:
                 return output
             numbers = self._conditioning.magnitude.flatten().to(output.device)
-            embedding = self.motion_model.motion_embedding(numbers).to(output.dtype)
+            embedding = self.motion_model.motion_embedding(numbers).to(output.dtype)  # type: ignore[misc]
             # A number of a whole clip serves each of its frames.
             return output + embedding.repeat_interleave(len(output) // len(numbers), dim=0)
 
         self._handles.append(layer.register_forward_hook(add))
+
+    def hook_fps(self, layer: nn.Module, embedding: nn.Module) -> None:
+        def add(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            if self._conditioning is None:
+                return output
+            fps = self._conditioning.fps or self.motion_model.family.fps
+            return output + embedding(output.new_full((1,), fps)).to(output.dtype)  # type: ignore[arg-type]
+
+        self._handles.append(layer.register_forward_hook(add))
+
+    def hook_joint_norm(self, layer: nn.Module) -> None:
+        """Have a GroupNorm see all frames of a clip at once, as where the layers run on whole clips.
+
+        It gets another view of its input and computes as it always does, wherever the host keeps its weights.
+        """
+
+        def join(_layer: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
+            if self._conditioning is None:
+                return None
+            return rearrange(inputs[0], "(b f) c h w -> b c f h w", f=self._conditioning.num_frames)
+
+        def part(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            return output if self._conditioning is None else rearrange(output, "b c f h w -> (b f) c h w")
+
+        self._handles.append(layer.register_forward_pre_hook(join))
+        self._handles.append(layer.register_forward_hook(part))
 
 
 def attach(unet: nn.Module, motion_model: MotionModel) -> Attachment:
@@ -118,8 +153,15 @@ def attach(unet: nn.Module, motion_model: MotionModel) -> Attachment:
     _check_widths(unet, motion_model)
     for layer, module in _places(unet, motion_model):
         attachment.hook_motion_module(layer, module)
-    attachment.hook_first_frame(unet.input_blocks[0][0])  # type: ignore[index]
-    attachment.hook_magnitude(unet.time_embed)  # type: ignore[arg-type]
+    if motion_model.first_frame_conv is not None:
+        attachment.hook_first_frame(unet.input_blocks[0][0])  # type: ignore[index]
+    if motion_model.motion_embedding is not None:
+        attachment.hook_magnitude(unet.time_embed)  # type: ignore[arg-type]
+    if motion_model.fps_embedding is not None:
+        attachment.hook_fps(unet.time_embed, motion_model.fps_embedding)  # type: ignore[arg-type]
+    if motion_model.family.joint_norms:
+        for layer in _residual_norms(unet):
+            attachment.hook_joint_norm(layer)
     return attachment
 
 
@@ -135,6 +177,15 @@ def _places(unet: nn.Module, motion_model: MotionModel) -> Iterator[tuple[nn.Mod
     for level, block in enumerate(motion_model.up_blocks):
         for index, module in enumerate(block.motion_modules):  # type: ignore[arg-type]
             yield _followed_layer(unet.output_blocks[level * (per_level + 1) + index]), module  # type: ignore[index]
+
+
+def _residual_norms(unet: nn.Module) -> Iterator[nn.Module]:
+    """The norms of every ResBlock and the last one; not those of the transformers, which see single frames anyway."""
+    for layer in unet.modules():
+        if hasattr(layer, "in_layers") and hasattr(layer, "out_layers"):
+            yield layer.in_layers[0]  # type: ignore[index,misc]
+            yield layer.out_layers[0]  # type: ignore[index,misc]
+    yield unet.out[0]  # type: ignore[index,misc]
 
 
 def _followed_layer(block: nn.Sequential) -> nn.Module:

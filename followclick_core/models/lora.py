@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..checkpoint import CheckpointError, load_tensors, save_safetensors
+from .motion_keys import from_adapter
 from .motion_model import MotionModel
+
+LoraPairs = dict[str, tuple[Tensor, Tensor]]  # layer -> (up, down)
 
 # The temporal self-attentions; the motion-augmented one is not AnimateDiff's, so its files have no name for it.
 MOTION_LAYERS = re.compile(r"motion_modules\.\d+\..*\.attention_blocks\.[01]\.to_(q|k|v|out\.0)$")
@@ -88,23 +91,36 @@ def merge_motion_lora(motion: MotionModel, path: str | Path, strength: float = 1
         FileNotFoundError: There is no such file.
         CheckpointError: It is no motion LoRA, or one for another motion model.
     """
+    weights = {key: layer.weight for key, layer in _layers(motion, MOTION_LAYERS)}
+    for layer, (up, down) in motion_lora_pairs(motion, path).items():
+        weights[layer] += strength * (up @ down).to(weights[layer])
+
+
+def motion_lora_pairs(motion: MotionModel, path: str | Path) -> LoraPairs:
+    """The (up, down) matrices of a motion LoRA, in float32, for each layer of the motion model that it adds to.
+
+    diffusers' names (`attn1`, `attn2`) are taken too.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: It is no motion LoRA, or one for another motion model.
+    """
     tensors, name = load_tensors(path)[0], Path(path).name
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        match = _MOTION_KEY.match(key)
+        match = _MOTION_KEY.match(from_adapter(key.removeprefix("unet.")))
         if match is None:
             raise CheckpointError(f"{name} is no motion LoRA: it holds {key}; choose one made for motion modules.")
         layer = f"{match[1]}.to_{match[2]}" + (".0" if match[2] == "out" else "")
         pairs.setdefault(layer, {})[match[3]] = value.float()
-    weights = {key: layer.weight for key, layer in _layers(motion, MOTION_LAYERS)}
+    shapes = {key: layer.weight.shape for key, layer in _layers(motion, MOTION_LAYERS)}
     for layer, pair in pairs.items():
-        fits = layer in weights and len(pair) == 2 and pair["up"].shape[1] == pair["down"].shape[0]
-        if not fits or weights[layer].shape != (pair["up"].shape[0], pair["down"].shape[1]):
+        fits = layer in shapes and len(pair) == 2 and pair["up"].shape[1] == pair["down"].shape[0]
+        if not fits or shapes[layer] != (pair["up"].shape[0], pair["down"].shape[1]):
             raise CheckpointError(
                 f"{name} does not fit this motion model at {layer}; choose a LoRA that was trained on it."
             )
-    for layer, pair in pairs.items():
-        weights[layer] += strength * (pair["up"] @ pair["down"]).to(weights[layer])
+    return {layer: (pair["up"], pair["down"]) for layer, pair in pairs.items()}
 
 
 def _layers(module: nn.Module, layers: re.Pattern[str]) -> Iterator[tuple[str, nn.Linear]]:

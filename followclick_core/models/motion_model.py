@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, load_strict, load_tensors, params_from, save_safetensors
 from ..diffusion.schedule import ScheduleParams
+from ..families import EMBEDDING, FOLLOWCLICK, Family, get_family
+from ..shapes import Masks, OtherVideo
 from .blocks import zero_
 from .embeddings import ScalarEmbedding
 from .motion_module import MotionModule
@@ -26,6 +28,7 @@ class MotionParams:
         layout: How the first frame is laid out over time, see `conditioning.first_frame_condition`.
         schedule: The noise schedule and prediction it was trained with.
         trained_frames: Clip length in training; other lengths work less well.
+        family: Which kind of motion model it is, see `families`.
     """
 
     model_channels: int = 320
@@ -37,10 +40,12 @@ class MotionParams:
     layout: str = "repeat"
     schedule: ScheduleParams = field(default_factory=ScheduleParams)
     trained_frames: int = 16
+    family: str = FOLLOWCLICK.name
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise ValueError(f"There is no first-frame layout {self.layout!r}; choose one of {', '.join(LAYOUTS)}.")
+        get_family(self.family)
 
 
 class MotionBlock(nn.Module):
@@ -54,25 +59,37 @@ class MotionBlock(nn.Module):
 
 
 class MotionModel(nn.Module):
-    """Temporal transformers, first-frame input convolution and magnitude embedding; `attach` joins it to a UNet.
+    """Temporal transformers, and the first-frame convolution and embeddings of families that have them.
 
-    The five extra channels enter by their own convolution, whose result is added to the UNet's first one:
-    conv9([x, c]) = conv4(x) + conv5(c). So the UNet keeps its weights, and any checkpoint or LoRA still fits it.
+    `attach` joins it to a UNet. The five extra channels enter by their own convolution, whose result is added to the
+    UNet's first one: conv9([x, c]) = conv4(x) + conv5(c). So the UNet keeps its weights, and any checkpoint or LoRA
+    still fits it.
     """
-
-    family = "followclick"
 
     def __init__(self, params: MotionParams):
         super().__init__()
         self.params = params
+        self.family: Family = get_family(params.family)
         widths = [params.model_channels * mult for mult in params.channel_mult]
         self.down_blocks = nn.ModuleList(MotionBlock(params.num_res_blocks, width, params) for width in widths)
         self.mid_block = MotionBlock(1, widths[-1], params) if params.mid_block else None
         self.up_blocks = nn.ModuleList(
             MotionBlock(params.num_res_blocks + 1, width, params) for width in reversed(widths)
         )
-        self.first_frame_conv = zero_(nn.Conv2d(5, params.model_channels, 3, padding=1, bias=False))
-        self.motion_embedding = ScalarEmbedding(params.model_channels, 4 * params.model_channels)
+        self.first_frame_conv = (
+            zero_(nn.Conv2d(5, params.model_channels, 3, padding=1, bias=False))
+            if self.family.takes_first_frame
+            else None
+        )
+        embedding = params.model_channels, 4 * params.model_channels
+        self.motion_embedding = ScalarEmbedding(*embedding) if self.family.magnitude == EMBEDDING else None
+        self.fps_embedding = ScalarEmbedding(*embedding) if self.family.fps is not None else None
+
+    @classmethod
+    def names(cls, params: MotionParams) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight of a motion model of these numbers, without making one."""
+        with torch.device("meta"):
+            return {key: tuple(value.shape) for key, value in cls(params).state_dict().items()}
 
     @property
     def schedule(self) -> ScheduleParams:
@@ -82,6 +99,12 @@ class MotionModel(nn.Module):
     def layout(self) -> str:
         return self.params.layout
 
+    def first_frame(self, latents: Tensor, mask: Masks, num_frames: int) -> OtherVideo | None:
+        """The first-frame condition of a clip, b 5 f h w, or None for a family that only starts from the picture."""
+        if not self.family.takes_first_frame:
+            return None
+        return self.family.first_frame(latents, mask, num_frames, self.params.layout)
+
 
 def save_motion_model(path: str | Path, model: MotionModel, notes: dict[str, str] | None = None) -> None:
     """Write as fp16 safetensors whose metadata says what it is."""
@@ -90,7 +113,7 @@ def save_motion_model(path: str | Path, model: MotionModel, notes: dict[str, str
 
 
 def load_motion_model(path: str | Path) -> MotionModel:
-    """Read a motion model of this project, in float32 on the CPU.
+    """Read a motion model of this project, in float32 on the CPU; `motion_files` reads those of others too.
 
     Raises:
         FileNotFoundError: no such file.
@@ -106,7 +129,6 @@ def load_motion_model(path: str | Path) -> MotionModel:
     params = params_from(metadata, params_from_json, name)
     with torch.device("meta"):
         model = MotionModel(params)
-    model.to_empty(device="cpu")
     load_strict(model, {key: value.float() for key, value in tensors.items()}, name)
     return model.eval()
 

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from ..shapes import Frames, Tokens
 from .blocks import FeedForward, zero_
+from .temporal_attention import attend_over_time
 
 FrameTokens = Float[Tensor, "bhw f c"]  # one row per pixel, a token per frame
 KeyValue = tuple[Tensor, Tensor]
 
-# CUDA's attention kernels put batch x heads on a grid axis that ends at 65,535.
-MAX_ATTENTION_ROWS = 65_535
 # Above this many bytes the hidden state of the feed-forward (8 times as wide as its input) is made in pieces.
 MAX_FEED_FORWARD_BYTES = 256 * 2**20
 
@@ -43,14 +42,7 @@ class TemporalAttention(nn.Module):
         """Self-attention: each pixel looks along time."""
         # One product instead of three reads the activations once.
         qkv = F.linear(x, torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight]))
-        q, k, v = rearrange(qkv, "b f (three heads d) -> three b heads f d", three=3, heads=self.num_heads)
-        rows = max(1, MAX_ATTENTION_ROWS // self.num_heads)
-        if len(x) <= rows:
-            h = F.scaled_dot_product_attention(q, k, v)
-        else:
-            parts = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
-            h = torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
-        return self.to_out(rearrange(h, "b heads f d -> b f (heads d)"))
+        return self.to_out(attend_over_time(qkv, self.num_heads))
 
     def attend_text(self, x: FrameTokens, key_value: KeyValue) -> FrameTokens:
         """Cross-attention of all frames and pixels of a clip to that clip's motion text."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,8 +27,23 @@ def keep_clicked_parts(
 
 def _parts_at(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The connected parts of a bool mask that hold one of the pixels; all of it if none does."""
-    import cv2
-
+    if not mask[rows, columns].any():
+        return mask
+    try:
+        import cv2
+    except ImportError:  # a machine that only samples clips to be scored elsewhere needs no OpenCV
+        return _flood(mask, rows, columns)
     _, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)  # 0 is the outside
-    clicked = set(parts[rows, columns].tolist()) - {0}
-    return np.isin(parts, list(clicked)) if clicked else mask
+    return np.isin(parts, list(set(parts[rows, columns].tolist()) - {0}))
+
+
+def _flood(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The same, by growing from the pixels a step at a time: right, but slower by two orders of magnitude."""
+    whole = torch.from_numpy(mask)[None].float()
+    reached = torch.zeros_like(whole)
+    reached[0, rows, columns] = whole[0, rows, columns]
+    while True:
+        grown = F.max_pool2d(reached, 3, stride=1, padding=1) * whole
+        if torch.equal(grown, reached):
+            return (reached[0] > 0).numpy()
+        reached = grown

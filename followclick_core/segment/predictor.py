@@ -6,6 +6,7 @@ value of its own, which a cache may hold and several threads may use.
 segment_anything is imported when a model is loaded or asked, not when this file is.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -117,6 +118,13 @@ class Segmenter:
     @property
     def device(self) -> torch.device:
         return self.sam.device
+
+    def digest(self) -> str:
+        """A short name for these very weights, by which masks of other ones can be told."""
+        sums = hashlib.sha256()
+        for tensor in self.sam.state_dict().values():
+            sums.update(tensor.cpu().contiguous().numpy().tobytes())
+        return sums.hexdigest()[:16]
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Segmenter":
         """Move the model in place. `dtype` (float16, bfloat16) is that of the image encoder alone, where the time goes:

@@ -39,6 +39,8 @@ class MotionTrainParams:
         region_weight: Extra weight of the loss where the object moves: the still background is large and easy.
         image_batch: Single frames per step that keep the UNet a text-to-image model while its weights train along.
         text_dropout: Share of samples without a prompt, for classifier-free guidance.
+        noisy_share: Share of the samples whose timestep is at least `noisy_from`; the others' are uniform. What moves
+            where is decided while there is much noise; the last steps only refine.
     """
 
     loop: LoopParams
@@ -52,20 +54,33 @@ class MotionTrainParams:
     image_weight: float = 0.2
     text_dropout: float = 0.1
     word_dropout: float = 0.03
+    noisy_share: float = 0.0
+    noisy_from: int = 300
 
 
 @dataclass(frozen=True)
 class TrainParams:
+    """What each stage is told; `decoder` is the autoencoder's second half, trained on at the end."""
+
     autoencoder: AutoencoderParams
     spatial: SpatialParams
     motion: MotionTrainParams
+    decoder: AutoencoderParams
 
 
 TRAINING = {
     "demo": TrainParams(
         autoencoder=AutoencoderParams(LoopParams(steps=4000, learning_rate=1.5e-3), batch_size=32, chunk_size=16),
         spatial=SpatialParams(LoopParams(steps=1500, learning_rate=8e-4), batch_size=256, chunk_size=32),
-        motion=MotionTrainParams(LoopParams(steps=9000, learning_rate=8e-4), batch_size=32, chunk_size=8),
+        motion=MotionTrainParams(
+            LoopParams(steps=9000, learning_rate=8e-4),
+            batch_size=32,
+            chunk_size=4,
+            pool_chunks=256,
+            masked_share=0.3,
+            noisy_share=0.5,
+        ),
+        decoder=AutoencoderParams(LoopParams(steps=6000, learning_rate=1e-3), batch_size=32, chunk_size=16),
     ),
     "small": TrainParams(
         autoencoder=AutoencoderParams(LoopParams(steps=4000, learning_rate=1.5e-3), batch_size=32, chunk_size=16),
@@ -77,6 +92,7 @@ TRAINING = {
             pool_chunks=128,
             image_batch=16,
         ),
+        decoder=AutoencoderParams(LoopParams(steps=6000, learning_rate=1e-3), batch_size=32, chunk_size=16),
     ),
     "nano": TrainParams(
         autoencoder=AutoencoderParams(LoopParams(steps=4000, learning_rate=1.5e-3), batch_size=8, chunk_size=4),
@@ -84,5 +100,6 @@ TRAINING = {
         motion=MotionTrainParams(
             LoopParams(steps=12000, learning_rate=1e-3), batch_size=8, chunk_size=2, image_batch=8
         ),
+        decoder=AutoencoderParams(LoopParams(steps=1000, learning_rate=1e-3), batch_size=8, chunk_size=4),
     ),
 }

@@ -9,16 +9,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..checkpoint import CheckpointError
 from ..data.art import ArtPack
 from ..data.scenes import SceneGenerator, SceneParams
 from ..data.scenes_ahead import ScenesAhead
 from ..models.autoencoder import Autoencoder, Block, load_autoencoder, save_autoencoder
-from ..models.blocks import BasicTransformerBlock, ResBlock
+from ..models.blocks import ResBlock, SpatialTransformer
 from ..models.bundle import FILES, weights_path
 from ..models.motion_model import load_motion_model, save_motion_model
-from ..models.motion_module import TemporalTransformerBlock
+from ..models.motion_module import TemporalTransformer
 from ..models.text_encoder import known_tokens, load_text_encoder, save_text_encoder
 from ..models.unet import load_unet, save_unet
 from ..presets import Preset, get_preset
@@ -27,7 +28,7 @@ from .params import TRAINING, TrainParams
 from .run_dir import RunDir
 from .stages import AutoencoderStage, Generative, MotionStage, SpatialStage
 
-STAGES = ("autoencoder", "segmenter", "spatial", "motion")
+STAGES = ("autoencoder", "segmenter", "spatial", "motion", "decoder")
 
 
 def train(
@@ -50,7 +51,8 @@ def train(
         steps: Steps of each stage, instead of the preset's.
         max_seconds: Stop all training after this long; checkpoints allow to go on.
         time_budget: Seconds for each stage, over all commands that continue it; ends a stage before its last step.
-        start_from: A `weights` folder of the same architecture, at any size, for the stages to begin with.
+        start_from: A `weights` folder for the stages to begin with: trained at any size, and with every part that this
+            preset has or fewer; what is new begins at zero.
         compile_blocks: torch.compile the blocks: a minute of warm-up, then about half as fast again on a GPU.
 
     Returns:
@@ -103,6 +105,7 @@ class Trainer:
             "segmenter": self._segmenter,
             "spatial": self._spatial,
             "motion": self._motion,
+            "decoder": self._decoder,
         }
         return methods[stage](steps, limits)
 
@@ -115,6 +118,18 @@ class Trainer:
         stage = AutoencoderStage(model, self.params.autoencoder, self.scenes)
         done = self._loop(stage, self.params.autoencoder.loop, steps, limits)
         save_autoencoder(self.run_dir.weights / "autoencoder.safetensors", model, self._notes())
+        return done
+
+    def _decoder(self, steps: int | None, limits: Limits) -> bool:
+        """Train the decoder on alone: the latents stay those that the UNet knows."""
+        made = self.run_dir.weights / "autoencoder.safetensors"
+        model = load_autoencoder(made).train()
+        model.taesd_encoder.requires_grad_(False)
+        model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._compile(model, Block)
+        stage = AutoencoderStage(model, self.params.decoder, self.scenes, name="decoder")
+        done = self._loop(stage, self.params.decoder.loop, steps, limits)
+        save_autoencoder(made, model, self._notes())
         return done
 
     def _segmenter(self, steps: int | None, limits: Limits) -> bool:
@@ -148,12 +163,12 @@ class Trainer:
         model = Generative(self.preset)
         files = {part: self.run_dir.weights / f"{part}.safetensors" for part in ("unet", "motion", "text_encoder")}
         if all(path.is_file() for path in files.values()):
-            model.unet.load_state_dict(load_unet(files["unet"]).state_dict())
+            grow_into(model.unet, load_unet(files["unet"]).state_dict())
             model.motion.load_state_dict(load_motion_model(files["motion"]).state_dict())
             model.text.load_state_dict(load_text_encoder(files["text_encoder"]).state_dict())
             model.mark_seen(known_tokens(files["text_encoder"]))
         model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._compile(model, ResBlock, BasicTransformerBlock, TemporalTransformerBlock)
+        self._compile(model, ResBlock, SpatialTransformer, TemporalTransformer)
         return model
 
     def _frozen_autoencoder(self) -> Autoencoder:
@@ -178,6 +193,24 @@ class Trainer:
 
     def _notes(self) -> dict[str, str]:
         return {"preset": self.preset.name, "made_by": "python -m followclick_core train"}
+
+
+def grow_into(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load the weights of a model that lacks some residual branches of this one.
+
+    The new branches must end in zeros, as all of this package's do when they are made: it then computes the same.
+
+    Raises:
+        CheckpointError: `state` has entries that `model` lacks, or of other shapes.
+    """
+    own = model.state_dict()
+    foreign = [key for key, value in state.items() if key not in own or own[key].shape != value.shape]
+    if foreign:
+        raise CheckpointError(
+            f"These weights are of another architecture than the preset's: {', '.join(sorted(foreign)[:3])} does not "
+            "fit; start from weights of the same preset."
+        )
+    model.load_state_dict({**own, **state})
 
 
 def training_scenes(art: ArtPack, size: int, device: torch.device) -> SceneGenerator | ScenesAhead:

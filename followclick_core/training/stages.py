@@ -43,11 +43,11 @@ class Generative(nn.Module):
 class AutoencoderStage:
     """Reconstruction of still scenes, with latents of unit scale."""
 
-    name = "autoencoder"
     replayable = True
     all_bfloat16 = True
 
-    def __init__(self, model: Autoencoder, params: AutoencoderParams, scenes: SceneSource):
+    def __init__(self, model: Autoencoder, params: AutoencoderParams, scenes: SceneSource, name: str = "autoencoder"):
+        self.name = name
         self.module = model
         self.params = params
         self.scenes = scenes
@@ -144,7 +144,7 @@ class MotionStage:
         generator = step_generator(device, step, salt=2)
         drawn = self.pool.draw(params.batch_size, step)
         latents = drawn["latents"].float()
-        clip = diffuse(latents, self.schedule, generator)
+        clip = diffuse(latents, self.schedule, generator, params.noisy_share, params.noisy_from)
         frame = torch.randint(latents.shape[2], (1,), device=device, generator=generator)
         still = diffuse(latents[: params.image_batch].index_select(2, frame), self.schedule, generator)
         tokens = drop_text(drawn["tokens"], params.text_dropout, params.word_dropout, generator)
@@ -165,7 +165,10 @@ class MotionStage:
 
     def loss(self, batch: Chunk) -> tuple[Tensor, dict[str, Tensor]]:
         clip_loss, figures = self._clip_loss(batch)
-        still_loss = image_loss(self.module, {key[6:]: value for key, value in batch.items() if key[:6] == "still_"})
+        # Compiled too, these few pictures would double the compilation: they have shapes of their own.
+        with torch.compiler.set_stance("force_eager"):
+            stills = {key[6:]: value for key, value in batch.items() if key[:6] == "still_"}
+            still_loss = image_loss(self.module, stills)
         figures |= {"clip": clip_loss.detach(), "image": still_loss.detach()}
         return clip_loss + self.params.image_weight * still_loss, figures
 
@@ -207,9 +210,19 @@ class MotionStage:
         }
 
 
-def diffuse(x_0: Tensor, schedule: NoiseSchedule, generator: torch.Generator) -> Chunk:
-    """Noisy latents x_t at random timesteps t, and the velocity v that the model is to predict."""
-    t = torch.randint(schedule.params.num_train_timesteps, (len(x_0),), device=x_0.device, generator=generator)
+def diffuse(
+    x_0: Tensor, schedule: NoiseSchedule, generator: torch.Generator, noisy_share: float = 0.0, noisy_from: int = 0
+) -> Chunk:
+    """Noisy latents x_t at random timesteps t, and the velocity v that the model is to predict.
+
+    Args:
+        noisy_share: Share of the samples whose t is drawn from `noisy_from` on; of the others any t is as likely.
+    """
+    steps = schedule.params.num_train_timesteps
+    t = torch.randint(steps, (len(x_0),), device=x_0.device, generator=generator)
+    if noisy_share:
+        noisy = torch.rand(len(x_0), device=x_0.device, generator=generator) < noisy_share
+        t = torch.where(noisy, noisy_from + t * (steps - noisy_from) // steps, t)
     noise = torch.randn(x_0.shape, device=x_0.device, generator=generator)
     return {"x_t": schedule.add_noise(x_0, noise, t), "t": t, "v": schedule.velocity(x_0, noise, t)}
 

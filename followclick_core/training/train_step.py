@@ -112,7 +112,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.synchronize(self._device)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._figures = self._step(self._inputs)
 
 

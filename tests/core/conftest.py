@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from followclick_core import presets
+from followclick_core.data.art import ArtPack, PhotoInfo, SpriteInfo
 from followclick_core.dataset.pack import npy_bytes
 from followclick_core.dataset.tars import open_tar_writer
 from followclick_core.flow.motion_mask import RULES
@@ -183,3 +184,30 @@ def _animatediff_file(encodings: int | None, middle: bool, width: int = 32) -> d
         shapes |= {f"{block}ff_norm.weight": [c], f"{block}ff_norm.bias": [c]}
         tensors |= {key: 0.05 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
     return tensors
+
+
+@pytest.fixture(scope="session")
+def art():
+    """Two balls and two walls to train on, two of each to test on."""
+    splits = ["train", "train", "test", "test"]
+    return ArtPack(
+        sprites=np.stack([round_sprite(seed) for seed in range(4)]),
+        sprite_infos=[SpriteInfo(f"{i}", "ball", split) for i, split in enumerate(splits)],
+        animations=np.zeros((0, 16, 64, 64, 4), np.uint8),
+        animation_infos=[],
+        photos=[smooth_noise(10 + i, 160, 160, 6) // 2 for i in range(4)],
+        photo_infos=[PhotoInfo(f"p{i}", "a wall", "test", "CC0", split) for i, split in enumerate(splits)],
+    )
+
+
+def smooth_noise(seed, height, width, grain):
+    import cv2
+
+    noise = cv2.GaussianBlur(np.random.default_rng(seed).random((height, width, 3)).astype(np.float32), (0, 0), grain)
+    return (255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
+
+
+def round_sprite(seed, size=128):
+    y, x = (np.mgrid[:size, :size] + 0.5) / size * 2 - 1
+    alpha = np.where(x**2 + y**2 < 0.8, 255, 0).astype(np.uint8)
+    return np.concatenate([smooth_noise(seed, size, size, 5), alpha[..., None]], axis=-1)

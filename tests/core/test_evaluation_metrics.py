@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from followclick_core.evaluation.metrics import bootstrap_interval, linear_fit, mask_iou, spearman
+from followclick_core.evaluation.metrics import bootstrap_interval, edge_distance, linear_fit, mask_iou, spearman
 
 
 def test_spearman_sees_any_growing_relation_as_one():
@@ -44,3 +44,12 @@ def test_masks_that_share_half_of_each_have_a_third_of_their_union():
     other[:, 1:3] = True
     assert mask_iou(mask, other) == pytest.approx(1 / 3)
     assert mask_iou(~(mask | True), ~(mask | True)) == 1
+
+
+def test_the_distance_to_the_edge_is_opencvs():
+    import cv2
+
+    noise = cv2.GaussianBlur(np.random.default_rng(0).random((50, 70)).astype(np.float32), (0, 0), 4)
+    for mask in (noise > 0.5, noise > 0.45, np.ones((9, 7), bool), np.zeros((5, 5), bool)):
+        exact = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+        np.testing.assert_allclose(edge_distance(mask), exact, atol=1e-4)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from followclick_core.animator import Animator
-from followclick_core.data.art import ArtPack, PhotoInfo, SpriteInfo
 from followclick_core.data.verbs import canonical_verb
 from followclick_core.evaluation.report import to_markdown, write_report
 from followclick_core.evaluation.scenes import (
@@ -26,32 +25,6 @@ from followclick_core.evaluation.takes import read_scenes
 SIZE, FRAMES = 96, 16
 SETTINGS = {"model": "reference", "num_scenes": 6, "seed": 0}
 VERBS_SHOWN = ("move left", "move right", "spin", "grow", "jump")
-
-
-def smooth_noise(seed, height, width, grain):
-    import cv2
-
-    noise = cv2.GaussianBlur(np.random.default_rng(seed).random((height, width, 3)).astype(np.float32), (0, 0), grain)
-    return (255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
-
-
-def round_sprite(seed, size=128):
-    y, x = (np.mgrid[:size, :size] + 0.5) / size * 2 - 1
-    alpha = np.where(x**2 + y**2 < 0.8, 255, 0).astype(np.uint8)
-    return np.concatenate([smooth_noise(seed, size, size, 5), alpha[..., None]], axis=-1)
-
-
-@pytest.fixture(scope="module")
-def art():
-    splits = ["train", "train", "test", "test"]
-    return ArtPack(
-        sprites=np.stack([round_sprite(seed) for seed in range(4)]),
-        sprite_infos=[SpriteInfo(f"{i}", "ball", split) for i, split in enumerate(splits)],
-        animations=np.zeros((0, 16, 64, 64, 4), np.uint8),
-        animation_infos=[],
-        photos=[smooth_noise(10 + i, 160, 160, 6) // 2 for i in range(4)],
-        photo_infos=[PhotoInfo(f"p{i}", "a wall", "test", "CC0", split) for i, split in enumerate(splits)],
-    )
 
 
 @pytest.fixture(scope="module")

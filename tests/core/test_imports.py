@@ -133,8 +133,8 @@ def test_the_descriptions_of_the_package_agree():
 
 def test_every_third_party_import_of_the_core_is_required():
     names = {"PIL": "Pillow", "cv2": "opencv-python-headless", "segment_anything": "segment-anything"}
-    # Optional: a plot, photos for the art pack, a decoder that is used where it is there.
-    optional = {"matplotlib", "skimage", "sklearn", "torchcodec"}
+    # Optional: a plot, photos for the art pack, a decoder that is used where it is there; Triton comes with PyTorch.
+    optional = {"matplotlib", "skimage", "sklearn", "torchcodec", "triton"}
     names |= {name: f"{name}-headless" for name in ("scenedetect",)}
     requirements = (ROOT / "requirements.txt").read_text().split()
     for path in FILES:

@@ -127,27 +127,6 @@ def test_frames_of_a_clip_see_each_other(module):
     assert (module(changed, FRAMES) - module(x, FRAMES))[0].abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("limit", [HEADS, 3 * HEADS, 3 * HEADS + 1])
-def test_attention_split_above_the_grid_limit_gives_the_same(monkeypatch, limit):
-    attention, x = randomised(TemporalAttention(CHANNELS, HEADS)), noise(7, FRAMES, CHANNELS)
-    whole = attention.attend_frames(x)
-    rows = []
-    plain = nn.functional.scaled_dot_product_attention
-
-    def counted(q, k, v):
-        rows.append(q.shape[0] * q.shape[1])
-        return plain(q, k, v)
-
-    monkeypatch.setattr(motion_module, "MAX_ATTENTION_ROWS", limit)
-    monkeypatch.setattr(motion_module.F, "scaled_dot_product_attention", counted)
-    torch.testing.assert_close(attention.attend_frames(x), whole)
-    assert len(rows) > 1 and max(rows) <= limit and sum(rows) == 7 * HEADS
-
-
-def test_the_grid_limit_is_cudas():
-    assert motion_module.MAX_ATTENTION_ROWS == 65_535
-
-
 def test_a_feed_forward_in_pieces_gives_the_same_and_its_hidden_state_stays_small(monkeypatch, module):
     block = module.temporal_transformer.transformer_blocks[0]
     x = noise(13, FRAMES, CHANNELS)

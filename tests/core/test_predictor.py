@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -328,7 +329,10 @@ def test_candidates_are_values():
         found.scores = found.masks
 
 
-def test_only_the_parts_under_including_clicks_are_kept():
+@pytest.mark.parametrize("opencv", [True, False])
+def test_only_the_parts_under_including_clicks_are_kept(opencv, monkeypatch):
+    if not opencv:
+        monkeypatch.setitem(sys.modules, "cv2", None)
     logits = torch.full((1, 2, 16, 16), -1.0)
     logits[:, :, 2:5, 2:5] = 2  # three parts of which two are clicked, one of them by an excluding click
     logits[:, :, 2:5, 8:11] = 3

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from followclick_core import presets
+from followclick_core.checkpoint import CheckpointError
 from followclick_core.data import sprite_names
 from followclick_core.data.art import ArtPack, PhotoInfo, SpriteInfo
 from followclick_core.data.scenes import SceneGenerator, SceneParams
@@ -21,7 +22,7 @@ from followclick_core.diffusion.schedule import NoiseSchedule, ScheduleParams
 from followclick_core.models.autoencoder import Autoencoder, load_autoencoder
 from followclick_core.models.bundle import load_bundle
 from followclick_core.models.text_encoder import END, START, UNKNOWN, TextEncoderParams, tokenize
-from followclick_core.models.unet import UNetParams
+from followclick_core.models.unet import UNet, UNetParams
 from followclick_core.training import loop, params, run
 from followclick_core.training.ema import EMA
 from followclick_core.training.loop import Limits, LoopParams, learning_rate, run_stage, step_generator
@@ -47,6 +48,7 @@ TRAINING = TrainParams(
     AutoencoderParams(LOOP, batch_size=4, chunk_size=2),
     SpatialParams(LOOP, batch_size=16, chunk_size=2),
     MotionTrainParams(LOOP, batch_size=2, chunk_size=1, pool_chunks=4, image_batch=2),
+    AutoencoderParams(LOOP, batch_size=4, chunk_size=2),
 )
 
 
@@ -228,6 +230,29 @@ def test_diffusing_is_adding_noise_at_random_timesteps():
     assert noise.std().item() == pytest.approx(1, abs=0.05) and abs((noise * x_0).mean().item()) < 0.05
     assert first["t"].min() < 20 and first["t"].max() > 980
     assert first["t"].float().mean().item() == pytest.approx(499.5, abs=40)
+
+
+def test_some_timesteps_are_drawn_among_the_noisy_ones_only():
+    schedule, latents = NoiseSchedule(ScheduleParams()), torch.zeros(4000, 1, 1, 1, 1)
+    t = diffuse(latents, schedule, torch.Generator().manual_seed(0), noisy_share=0.5, noisy_from=300)["t"]
+    # Half of the samples are uniform, so half of 30 % lie below.
+    assert (t < 300).float().mean().item() == pytest.approx(0.15, abs=0.03)
+    assert t.max() > 990 and t.min() < 10
+
+
+def test_weights_without_some_branches_grow_into_a_model_that_computes_the_same():
+    smaller, larger = (UNet(UNetParams(32, (1, 2), 1, depth, 1, 2, 16)) for depth in ((0, 1), (1, 1)))
+    torch.nn.init.normal_(smaller.out[2].weight)
+    x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3, 400]), torch.randn(2, 5, 16)
+    run.grow_into(larger, smaller.state_dict())
+    torch.testing.assert_close(larger(x, t, context), smaller(x, t, context))
+    assert len(larger.state_dict()) > len(smaller.state_dict())
+
+
+def test_weights_of_another_architecture_do_not_grow():
+    other = UNet(UNetParams(32, (1, 2), 1, (1, 1), 1, 2, 24))
+    with pytest.raises(CheckpointError, match="another architecture"):
+        run.grow_into(UNet(UNetParams(32, (1, 2), 1, (1, 1), 1, 2, 16)), other.state_dict())
 
 
 def test_dropped_texts_are_the_empty_prompt_and_dropped_words_the_unknown_one():
@@ -465,6 +490,17 @@ def test_all_stages_one_after_the_other_write_weights_that_load_again(art_file, 
 
 
 @pytest.mark.usefixtures("tiny")
+def test_the_decoder_is_trained_on_alone(art_file, tmp_path):
+    path = tmp_path / "weights" / "autoencoder.safetensors"
+    train("tiny", art_file, tmp_path, ("autoencoder",), steps=1, device="cpu")
+    before = load_autoencoder(path).state_dict()
+    train("tiny", art_file, tmp_path, ("decoder",), steps=2, device="cpu")
+    after = load_autoencoder(path).state_dict()
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert changed and all(key.startswith("taesd_decoder.") for key in changed)
+
+
+@pytest.mark.usefixtures("tiny")
 def test_the_same_command_in_two_folders_trains_the_same_weights(art_file, tmp_path):
     for folder in ("one", "two"):
         torch.manual_seed(hash(folder) % 1000)
@@ -486,7 +522,9 @@ def test_a_command_out_of_time_says_that_it_is_not_finished(art_file, tmp_path):
 def test_what_cannot_be_trained_is_refused(art_file, tmp_path):
     with pytest.raises(ValueError, match="Preset sd15 cannot be trained from nothing; choose one of demo"):
         train("sd15", art_file, tmp_path / "run")
-    with pytest.raises(ValueError, match="no training stage vae; choose from autoencoder, segmenter, spatial, motion"):
+    with pytest.raises(
+        ValueError, match="no training stage vae; choose from autoencoder, segmenter, spatial, motion, decoder"
+    ):
         train("nano", art_file, tmp_path / "run", ("vae",))
     with pytest.raises(FileNotFoundError, match="no art pack at .*nowhere.zip"):
         train("nano", tmp_path / "nowhere.zip", tmp_path / "run", device="cpu")
@@ -495,4 +533,10 @@ def test_what_cannot_be_trained_is_refused(art_file, tmp_path):
 
 
 def test_limits_are_none_unless_asked_for():
-    assert Limits() == Limits(math.inf, math.inf) and run.STAGES == ("autoencoder", "segmenter", "spatial", "motion")
+    assert Limits() == Limits(math.inf, math.inf) and run.STAGES == (
+        "autoencoder",
+        "segmenter",
+        "spatial",
+        "motion",
+        "decoder",
+    )

@@ -1,0 +1,127 @@
+"""The command `evaluate`: a model on held-out scenes, in one go, or sampled on one machine and scored on another.
+
+Imports are inside the functions, as in commands.py.
+"""
+
+import argparse
+from pathlib import Path
+
+from .values import count, seed
+
+PROGRAM = "python -m followclick_core"
+
+HELP = f"""\
+Measure a model on scenes whose sprites and photos training never saw, and write the figures as JSON and Markdown.
+
+  {PROGRAM} evaluate --art build/art.zip --scenes 100 --output runs/evaluation
+
+In two steps, of which only the first wants a GPU, and only the second OpenCV:
+
+  {PROGRAM} evaluate --art build/art.zip --scenes 200 --takes runs/takes --sample-only --device cuda
+  {PROGRAM} evaluate --art build/art.zip --scenes 200 --takes runs/takes --output runs/evaluation
+
+The first stores the clips as latents; done again, it samples what is missing. Takes of other weights are refused.
+"""
+
+SWEEP_SCENES, SWEEP_SCENES_STORED = 12, 60
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--art", required=True, metavar="ZIP", help="what build-art wrote")
+    parser.add_argument("--model", default="demo", metavar="NAME", help="which model (default demo)")
+    parser.add_argument("--scenes", type=count, default=100, metavar="N", help="how many (default 100)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="which scenes (default 0)")
+    parser.add_argument("--steps", type=count, default=25, metavar="N", help="sampling steps (default 25)")
+    parser.add_argument(
+        "--sweep-scenes",
+        type=int,
+        metavar="N",
+        help="how many scenes are also asked for the magnitudes 2, 4, 8 and 16 "
+        f"(default {SWEEP_SCENES}; with --takes {SWEEP_SCENES_STORED})",
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="report.json and report.md go here")
+    parser.add_argument("--takes", metavar="FOLDER", help="clips as latents: filled by --sample-only, then scored")
+    parser.add_argument("--sample-only", action="store_true", help="fill the folder of --takes, and score nothing")
+    parser.add_argument(
+        "--first-scene", type=int, default=0, metavar="N", help="with --sample-only: pass over the scenes before it"
+    )
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        metavar="S",
+        help="with --sample-only: stop after so long; the same command goes on",
+    )
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, mps")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from .commands import chosen_device
+    from .progress import StageBars
+
+    _check(arguments)
+    for folder in (arguments.output, arguments.takes):
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+    device = chosen_device(arguments.device)
+    with StageBars(arguments.quiet) as progress:
+        progress("load", 0, 1)
+        from ..animator import Animator
+        from ..data.art import ArtPack
+
+        animator, art = Animator.load(arguments.model, device), ArtPack.load(arguments.art)
+        progress("load", 1, 1)
+        if arguments.sample_only:
+            _sample(arguments, animator, art, progress)
+            return
+        from ..evaluation.scenes import evaluate_scenes
+
+        evaluate_scenes(
+            animator,
+            art,
+            arguments.scenes,
+            arguments.seed,
+            steps=arguments.steps,
+            out_dir=arguments.output,
+            size=animator.bundle.preset.size,
+            sweep_scenes=_sweep_scenes(arguments),
+            takes=arguments.takes,
+            progress=progress,
+        )
+    if not arguments.quiet:
+        print((Path(arguments.output) / "report.md").read_text(encoding="utf-8"))
+
+
+def _sample(arguments: argparse.Namespace, animator, art, progress) -> None:
+    from ..evaluation.scenes import sample_scenes
+
+    left = sample_scenes(
+        animator,
+        art,
+        arguments.scenes,
+        arguments.seed,
+        steps=arguments.steps,
+        takes=arguments.takes,
+        size=animator.bundle.preset.size,
+        sweep_scenes=_sweep_scenes(arguments),
+        first_scene=arguments.first_scene,
+        max_seconds=arguments.max_seconds,
+        progress=progress,
+    )
+    progress.close()
+    if not arguments.quiet:
+        done = arguments.scenes - left
+        again = f" Give --first-scene {done}, or the same folder again, to go on." if left else ""
+        print(f"{arguments.takes}: {done} of {arguments.scenes} scenes.{again}")
+
+
+def _sweep_scenes(arguments: argparse.Namespace) -> int:
+    if arguments.sweep_scenes is not None:
+        return arguments.sweep_scenes
+    return SWEEP_SCENES_STORED if arguments.takes else SWEEP_SCENES
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.sample_only and not arguments.takes:
+        raise ValueError("--sample-only fills the folder of --takes; name one.")
+    if not arguments.sample_only and not arguments.output:
+        raise ValueError("The figures go to the folder of --output; name one (or only sample: --takes, --sample-only).")

@@ -1,0 +1,70 @@
+"""Attention over time: the kernel against PyTorch's attention, and the split above CUDA's grid limit."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from followclick_core.models import temporal_attention
+from followclick_core.models.temporal_attention import attend_over_time, attend_with_sdpa
+
+HEADS = 2
+
+# Triton reads the variable when it is imported, so the interpreter needs a process of its own.
+INTERPRETED = """
+import sys, torch
+from followclick_core.models import temporal_kernel
+from followclick_core.models.temporal_attention import attend_with_sdpa
+frames, heads, width = map(int, sys.argv[1:])
+qkv = torch.randn(3, frames, 3 * heads * width, generator=torch.Generator().manual_seed(0), requires_grad=True)
+same = qkv.detach().clone().requires_grad_()
+ours, theirs = torch.ops.followclick.temporal_attention(qkv, heads), attend_with_sdpa(same, heads)
+torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
+gradient = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+ours.backward(gradient)
+theirs.backward(gradient)
+torch.testing.assert_close(qkv.grad, same.grad, atol=5e-6, rtol=1e-5)
+print("equal", float(ours.abs().mean()) > 0.05)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not made for this platform")
+@pytest.mark.parametrize("sizes", [(16, 4, 16), (11, 2, 48), (33, 1, 80)])
+def test_the_kernel_and_its_gradients_equal_pytorchs_attention(sizes):
+    command = [sys.executable, "-c", INTERPRETED, *map(str, sizes)]
+    done = subprocess.run(command, env={**_environment(), "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.stdout.strip() == "equal True", done.stderr[-2000:]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path))}
+
+
+def test_without_a_gpu_pytorch_attends():
+    qkv = torch.randn(2, 16, 3 * HEADS * 16)
+    assert not temporal_attention.runs_as_kernel(qkv, HEADS)
+    torch.testing.assert_close(attend_over_time(qkv, HEADS), attend_with_sdpa(qkv, HEADS))
+
+
+@pytest.mark.parametrize("limit", [HEADS, 3 * HEADS, 3 * HEADS + 1])
+def test_attention_split_above_the_grid_limit_gives_the_same(monkeypatch, limit):
+    qkv = torch.randn(7, 16, 3 * HEADS * 16)
+    whole = attend_with_sdpa(qkv, HEADS)
+    rows = []
+    plain = temporal_attention.F.scaled_dot_product_attention
+
+    def counted(q, k, v):
+        rows.append(q.shape[0] * q.shape[1])
+        return plain(q, k, v)
+
+    monkeypatch.setattr(temporal_attention, "MAX_ATTENTION_ROWS", limit)
+    monkeypatch.setattr(temporal_attention.F, "scaled_dot_product_attention", counted)
+    torch.testing.assert_close(attend_with_sdpa(qkv, HEADS), whole)
+    assert len(rows) > 1 and max(rows) <= limit and sum(rows) == 7 * HEADS
+
+
+def test_the_grid_limit_is_cudas():
+    assert temporal_attention.MAX_ATTENTION_ROWS == 65_535
