@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
+
+from followclick_core.models.unet import UNet, UNetParams
 
 TESTS = Path(__file__).parents[1]
 
@@ -22,6 +25,7 @@ COMFYUI, REASON = _load("find_comfyui").find_comfyui()
 _comfyui_server = _load("comfyui_server")
 _editor_client = _load("editor_client")
 _graph_kit = _load("workflows/graph_kit")
+_checkpoint_files = _load("checkpoint_files")
 TESTING_PACK = {"followclick-testing": TESTS / "workflows" / "testing_pack"}
 
 
@@ -82,4 +86,10 @@ def rig(server):
     models = server.folder / "models"
     _graph_kit.write_lora(models / "loras" / "lora.safetensors")
     _graph_kit.write_controlnet(models / "controlnet" / "openpose.safetensors", _graph_kit.unet_tensors())
+    tiny = UNet(UNetParams(model_channels=_graph_kit.TINY_CHANNELS, context_dim=128)).state_dict()
+    _graph_kit.write_controlnet(models / "controlnet" / "openpose_tiny.safetensors", tiny)
+    for family in _checkpoint_files.FAMILIES:
+        tensors = _checkpoint_files.motion_tensors(family, _graph_kit.TINY_CHANNELS, text=128)
+        # The preset says at which size it was trained: a quarter of the published ones' side.
+        save_file(tensors, models / "animatediff_models" / f"{family}.safetensors", {"preset": "small"})
     return server

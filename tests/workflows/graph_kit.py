@@ -15,6 +15,7 @@ from followclick_core.models.bundle import weights_path
 
 Link = list  # [node id, output number]
 FRAMES, STEPS = 4, 2
+TINY_CHANNELS = 64  # a fifth of Stable Diffusion 1.5's, of which ControlNet files can still be told
 
 
 @dataclass
@@ -100,6 +101,15 @@ def demo_clip(graph: Graph | None = None, length: int = FRAMES) -> Clip:
     graph = graph or Graph()
     demo = graph.add("FollowClick_LoadDemoModel")
     return clip_on(graph, demo, of(demo, 1), of(demo, 2), of(demo, 3), length)
+
+
+def tiny_clip(file: str, length: int = FRAMES) -> Clip:
+    """A motion model file of another family on a random MODEL with the blocks of Stable Diffusion 1.5."""
+    graph = Graph()
+    demo = graph.add("FollowClick_LoadDemoModel")
+    model = graph.add("Testing_RandomModel", channels=TINY_CHANNELS, text_width=128)
+    motion_model = graph.add("FollowClick_LoadMotionModel", name=file)
+    return clip_on(graph, model, of(demo, 1), of(demo, 2), motion_model, length)
 
 
 def plain_picture(graph: Graph | None = None) -> Clip:

@@ -33,6 +33,8 @@ def test_twenty_runs_in_turn_repeat_to_the_bit_and_take_no_more_memory(rig, kit)
         "plain": kit.plain_picture,
         "demo": kit.demo_clip,
         "lora": lambda: lora_clip(kit),
+        "animatediff": lambda: kit.tiny_clip("animatediff_v2.safetensors"),
+        "pia": lambda: kit.tiny_clip("pia.safetensors"),
     }
     rig.post("/free", {"unload_models": True, "free_memory": True})
     wait_until_free(rig, kit)
