@@ -1,19 +1,23 @@
 """From a first frame, a mask, a motion prompt and a magnitude to a clip: the method's inference (paper section 4)."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .conditioning import first_frame_condition
-from .diffusion.guidance import guide
-from .diffusion.samplers import Callback, Denoiser, sample_ddim
+from .denoiser import ClipDenoiser, Entry
+from .diffusion.samplers import Callback, sample_ddim
 from .diffusion.schedule import NoiseSchedule, trailing_timesteps
 from .models.attach import MotionConditioning, attach
 from .models.bundle import ModelBundle
-from .shapes import Frames, Masks, OtherVideo, Video, fold_frames, unfold_frames
+from .models.region_hooks import RegionBlend
+from .regions import check_region_mode, latent_shares
+from .shapes import Frames, OtherVideo, RegionMasks, Video, fold_frames, unfold_frames
+from .windows import context_windows
 
 # Latent pixels have this many image pixels on a side.
 LATENT_SCALE = 8
@@ -25,6 +29,11 @@ class SamplingParams:
     """How to sample; the defaults are the paper's (section 5.1), with trailing timesteps.
 
     Args:
+        region_mode: How several regions of a picture are computed, one of regions.REGION_MODES.
+        context_length: Clips of more frames are sampled in overlapping windows of so many; None: what the model was
+            trained on.
+        context_overlap: Frames that neighbouring windows share at least; None: a quarter of the window.
+        loop: Whether the last frame runs into the first.
         autocast: Compute the UNet's products in this dtype (float16 on a GPU); None: in that of the weights.
     """
 
@@ -32,16 +41,23 @@ class SamplingParams:
     steps: int = 25
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
+    region_mode: str = "blended"
+    context_length: int | None = None
+    context_overlap: int | None = None
+    loop: bool = False
     autocast: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        check_region_mode(self.region_mode)
 
 
 @torch.inference_mode()
 def generate_latents(
     bundle: ModelBundle,
     first_frames: Frames,
-    masks: Masks,
-    prompts: Sequence[str],
-    magnitudes: Sequence[float],
+    masks: RegionMasks,
+    prompts: Sequence[str] | Sequence[Sequence[str]],
+    magnitudes: Sequence[float] | Sequence[Sequence[float]],
     seeds: Sequence[int],
     params: SamplingParams,
     callback: Callback | None = None,
@@ -50,32 +66,72 @@ def generate_latents(
 
     Args:
         first_frames: Pixels 0..1, b 3 h w, sides multiples of the model's.
-        masks: 1 = moves, b 1 h w.
-        prompts: Short motion prompts, one per clip.
-        magnitudes: Pixels per frame at 512 pixels of width.
+        masks: 1 = moves, b r h w: one or several regions of each picture.
+        prompts: Short motion prompts: one per clip, or with several regions a list per clip, one for each region.
+        magnitudes: Pixels per frame at 512 pixels of width, as many as prompts.
         seeds: The same seed gives the same noise on every device.
     """
     device = bundle.device
     schedule = NoiseSchedule(bundle.motion.schedule).to(device)
     z_0 = bundle.autoencoder.encode(first_frames.to(device).contiguous(memory_format=torch.channels_last))
-    condition = first_frame_condition(z_0, masks.to(device), params.num_frames, bundle.motion.layout)
     x_t = initial_noise((4, params.num_frames, *z_0.shape[-2:]), seeds).to(device)
     width_ratio = first_frames.shape[-1] / bundle.preset.size
-    magnitude = torch.tensor([float(value) for value in magnitudes], device=device) * width_ratio
+    numbers = torch.tensor(np.array(magnitudes, dtype=float).reshape(masks.shape[:2]) * width_ratio).float().to(device)
+    texts = [prompt for each in prompts for prompt in ([each] if isinstance(each, str) else each)]
     attachment = attach(bundle.unet, bundle.motion)
     try:
-        guided = params.guidance_scale != 1
-        texts = [*prompts, *([""] * len(prompts) if guided else [])]
-        context = bundle.text.encode(texts)
-        copies = 2 if guided else 1
-        conditioning = MotionConditioning(
-            params.num_frames, context, magnitude.repeat(copies), condition.repeat(copies, 1, 1, 1, 1)
+        denoiser = ClipDenoiser(
+            bundle.unet,
+            attachment,
+            schedule,
+            bundle.motion.layout,
+            _entries(bundle, z_0, masks.to(device), texts, numbers, params),
+            z_0,
+            _windows(bundle, params),
+            params.guidance_scale,
+            params.guidance_rescale,
+            guided=params.guidance_scale != 1,
+            loop=params.loop,
+            autocast=params.autocast,
         )
-        with attachment.conditioned(conditioning):
-            predict_v = _guided_model(bundle, schedule, context, params, copies)
-            return sample_ddim(predict_v, schedule, x_t, trailing_timesteps(params.steps), callback)
+        return sample_ddim(denoiser, schedule, x_t, trailing_timesteps(params.steps), callback)
     finally:
         attachment.detach()
+
+
+def _windows(bundle: ModelBundle, params: SamplingParams) -> list[list[int]]:
+    length = params.context_length or bundle.motion.params.trained_frames
+    overlap = length // 4 if params.context_overlap is None else params.context_overlap
+    return context_windows(params.num_frames, length, overlap, params.loop)
+
+
+def _entries(
+    bundle: ModelBundle, z_0: Tensor, masks: Tensor, texts: list[str], magnitudes: Tensor, params: SamplingParams
+) -> list[Entry]:
+    """What each UNet call of a step is told; `texts` has a prompt for each region of each clip, one after the other."""
+    clips, regions = magnitudes.shape
+    copies = 1 if params.guidance_scale == 1 else 2
+    encoded = bundle.text.encode([*texts, ""])
+    empty = encoded[-1:].expand(len(texts), -1, -1)
+    halves = [encoded[:-1], *([empty] if copies == 2 else [])]
+    contexts = torch.cat([half.reshape(clips, regions, *half.shape[1:]) for half in halves])  # b r n d
+
+    def entry(mask: Tensor, text: Tensor, share: Tensor | None = None, **motion: Any) -> Entry:
+        condition = first_frame_condition(z_0, mask, params.num_frames, bundle.motion.layout)
+        whole = MotionConditioning(params.num_frames, first_frame=condition.repeat(copies, 1, 1, 1, 1), **motion)
+        return Entry(whole, text, share)
+
+    if regions == 1:
+        context = contexts[:, 0]
+        return [entry(masks, context, context=context, magnitude=magnitudes[:, 0].repeat(copies))]
+    shares = latent_shares(masks, (z_0.shape[-2], z_0.shape[-1]))
+    if params.region_mode == "blended":
+        blend = RegionBlend(shares.repeat(copies, 1, 1, 1), contexts, magnitudes.repeat(copies, 1), contexts)
+        return [entry(masks.amax(1, keepdim=True), contexts[:, 0], regions=blend)]
+    return [
+        entry(masks[:, [r]], contexts[:, r], shares[:, [r]], context=contexts[:, r], magnitude=numbers.repeat(copies))
+        for r, numbers in enumerate(magnitudes.unbind(1))
+    ]
 
 
 @torch.inference_mode()
@@ -93,24 +149,3 @@ def decode_clip(bundle: ModelBundle, latents: Video, callback: Callback | None =
 def initial_noise(shape: tuple[int, ...], seeds: Sequence[int]) -> Tensor:
     """Unit noise from a CPU generator per clip, float32, so that a seed means the same on every device."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
-
-
-def _guided_model(
-    bundle: ModelBundle, schedule: NoiseSchedule, context: Tensor, params: SamplingParams, copies: int
-) -> Denoiser:
-    frame_context = context.repeat_interleave(params.num_frames, dim=0)
-
-    def predict_v(x_t: Video, t: Tensor) -> Video:
-        timesteps = t.repeat(copies).repeat_interleave(params.num_frames)
-        noisy = x_t.repeat(copies, 1, 1, 1, 1)
-        with torch.autocast(x_t.device.type, params.autocast) if params.autocast else nullcontext():
-            prediction = bundle.unet(fold_frames(noisy), timesteps, frame_context)
-        # Guidance multiplies rounding errors, so it is left to float32.
-        prediction = unfold_frames(prediction.to(noisy.dtype), len(noisy))
-        v = schedule.as_velocity(prediction, noisy, t.repeat(copies))
-        if copies == 1:
-            return v
-        v_cond, v_uncond = v.chunk(2)
-        return guide(v_cond, v_uncond, params.guidance_scale, params.guidance_rescale)
-
-    return predict_v

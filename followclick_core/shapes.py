@@ -23,6 +23,7 @@ OtherVideo = Float[Tensor, "b c_out f_out h_out w_out"]
 Tokens = Float[Tensor, "b n d"]  # text embedding ("context")
 Positions = Float[Tensor, "b hw c"]  # an image folded for attention, one token per pixel
 Masks = Float[Tensor, "b 1 h w"]  # 1 = moves
+RegionMasks = Float[Tensor, "b r h w"]  # of several regions of each picture
 MasksOfOtherSize = Float[Tensor, "b 1 h_out w_out"]
 PerSample = Float[Tensor, "b"]
 Timesteps = Int[Tensor, "b"]

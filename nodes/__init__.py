@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .animate import AnimateRegion, ApplyMotionModel, MotionSchedule
 from .finish import CropRegion, LockBackground, MeasureMotion, StitchRegion
-from .how import FirstFrame, FlowMagnitude, MotionRegion
+from .how import ContextWindows, FirstFrame, FlowMagnitude, MotionRegion
 from .loaders import ExamplePhoto, LoadDemoModel, LoadMotionLora, LoadMotionModel, LoadSegmenter
 from .routes import add_routes
 from .where import ClickToMask
@@ -20,6 +20,7 @@ NODES: list[type[io.ComfyNode]] = [
     MotionRegion,
     FirstFrame,
     FlowMagnitude,
+    ContextWindows,
     ApplyMotionModel,
     MotionSchedule,
     MeasureMotion,

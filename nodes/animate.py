@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..followclick_core.animator import check_request
+from ..followclick_core.diffusion.schedule import SPACINGS
 from .host import (
     frames_to_image,
     host_progress,
@@ -13,7 +14,7 @@ from .host import (
     masks_to_comfy,
     temporary_frame,
 )
-from .host_models import trailing_sigmas
+from .host_models import spaced_sigmas
 from .host_motion import apply_motion_model
 from .host_weights import demo_animator
 from .how import length_input, magnitude_input, prompt_input
@@ -67,13 +68,20 @@ class MotionSchedule(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL from Apply Motion Model."),
                 steps_input(),
+                io.Combo.Input(
+                    "spacing",
+                    options=list(SPACINGS),
+                    default="trailing",
+                    optional=True,
+                    tooltip="trailing begins at pure noise; leading stops short of it, as the authors' release samples.",
+                ),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
         )
 
     @classmethod
-    def execute(cls, model: io.Model.Type, steps: int) -> io.NodeOutput:
-        return io.NodeOutput(trailing_sigmas(model, steps))
+    def execute(cls, model: io.Model.Type, steps: int, spacing: str = "trailing") -> io.NodeOutput:
+        return io.NodeOutput(spaced_sigmas(model, steps, spacing))
 
 
 class AnimateRegion(io.ComfyNode):

@@ -19,13 +19,11 @@ from ..followclick_core.families import START_NOISE, Family
 from ..followclick_core.families.start import late_sigmas, moving_mask, start_latents, start_strength, strongest
 from ..followclick_core.models.lora import LoraPairs
 from .host_models import model_sampling, sampling_settings
-from .sockets import HostedMotionModel, Region
+from .sockets import HostedMotionModel
 
 START_KEY = "followclick_start"
 _UNET = "diffusion_model."
 _OURS = "0."  # the patcher's module is a list (`host.hosted`), whose first is the motion model
-
-Conditioning = list[list]
 
 
 def apply_family(patched: ModelPatcher, motion: HostedMotionModel) -> None:
@@ -99,37 +97,34 @@ def _start_from_picture(
     return executor(noise, latent, sampler, sigmas, *args, **more)
 
 
-def clip_latent(family: Family, latents: Tensor, masks: list[Tensor], length: int) -> dict[str, Tensor]:
+def clip_latent(family: Family, latents: Tensor, masks: Tensor, length: int) -> dict[str, Tensor]:
     """The LATENT that a clip is sampled from: empty, or for training-free families the picture and what may change.
 
     Args:
         latents: The first frame's, 1 4 h w, at the model's scale.
-        masks: The regions, 1 1 h w each.
+        masks: The regions, 1 n h w.
     """
     if family.magnitude != START_NOISE:
         return {"samples": latents.new_zeros(length, *latents.shape[1:])}
     size = (latents.shape[-2], latents.shape[-1])
     return {
         "samples": start_latents(comfy.latent_formats.SD15().process_out(latents), length),
-        "noise_mask": moving_mask(torch.cat(masks), length, size),
+        "noise_mask": moving_mask(masks.movedim(1, 0), length, size),
     }
 
 
-def with_prompt(family: Family, positive: Conditioning, region: Region) -> Conditioning:
-    """The conditioning with the motion prompt in the ordinary prompt, for families whose motion modules read none.
+def spoken(text: Tensor, motion_text: Tensor) -> Tensor:
+    """The ordinary prompt's embedding with that of the motion prompt behind it, for families whose modules read none.
 
     Raises:
         ValueError: the two were encoded by CLIPs of different widths.
     """
-    if family.motion_attention:
-        return positive
-    widths = {text.shape[-1] for text, _options in positive} | {region.context.shape[-1]}
-    if len(widths) > 1:
+    if text.shape[-1] != motion_text.shape[-1]:
         raise ValueError(
-            f"The motion prompt {region.prompt!r} and the positive prompt were encoded by different CLIPs; "
-            "connect the CLIP of the checkpoint to both."
+            f"The positive prompt was encoded by a CLIP of width {text.shape[-1]}, the motion prompt by one of width "
+            f"{motion_text.shape[-1]}; connect the checkpoint's CLIP to both."
         )
-    return [[torch.cat([text, region.context.to(text)], dim=1), options] for text, options in positive]
+    return torch.cat([text, motion_text.to(text)], dim=1)
 
 
 def with_lora(motion: HostedMotionModel, pairs: LoraPairs, strength: float) -> HostedMotionModel:

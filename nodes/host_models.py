@@ -16,7 +16,7 @@ from comfy.supported_models_base import ClipTarget
 from torch import Tensor
 
 from ..followclick_core.checkpoint import CheckpointError, load_strict
-from ..followclick_core.diffusion.schedule import ScheduleParams, trailing_timesteps
+from ..followclick_core.diffusion.schedule import SPACINGS, ScheduleParams
 from ..followclick_core.models.text_encoder import MAX_TOKENS, VOCABULARY, TextEncoderParams
 from ..followclick_core.models.unet import UNetParams
 
@@ -157,13 +157,15 @@ def encode_text(clip: comfy.sd.CLIP, text: str) -> Tensor:
     return clip.encode_from_tokens(clip.tokenize(text))
 
 
-def trailing_sigmas(model: ModelPatcher, steps: int) -> Tensor:
-    """Noise levels of the core's trailing timesteps, as SIGMAS; the last is 0.
+def spaced_sigmas(model: ModelPatcher, steps: int, spacing: str) -> Tensor:
+    """Noise levels of the core's timesteps in this spacing (`SPACINGS`), as SIGMAS; the last is 0.
 
     Raises:
-        ValueError: MODEL has continuous noise levels, or fewer than `steps`.
+        ValueError: There is no such spacing. Or MODEL has continuous noise levels, or fewer than `steps`.
     """
     levels = getattr(model.get_model_object("model_sampling"), "sigmas", None)
     if levels is None:
         raise ValueError("This MODEL has no discrete timesteps; connect the one from Apply Motion Model.")
-    return torch.cat([levels[trailing_timesteps(steps, len(levels))], levels.new_zeros(1)]).cpu()
+    if spacing not in SPACINGS:
+        raise ValueError(f"There is no spacing {spacing!r}; choose one of {', '.join(SPACINGS)}.")
+    return torch.cat([levels[SPACINGS[spacing](steps, len(levels))], levels.new_zeros(1)]).cpu()

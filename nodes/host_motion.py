@@ -9,6 +9,7 @@ hands back to each call, so masks, areas, timestep ranges and Combine keep their
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -24,39 +25,30 @@ from torch import Tensor
 from ..followclick_core.animator import check_request
 from ..followclick_core.generate import LATENT_SCALE
 from ..followclick_core.models.attach import Attachment, MotionConditioning, attach
-from ..followclick_core.regions import region_shares
+from ..followclick_core.models.region_hooks import RegionBlend
+from ..followclick_core.regions import latent_shares
 from .host import fit, fitting_size, hosted
-from .host_families import apply_family, clip_latent, hand_patches_on, with_prompt
+from .host_conds import (
+    CARRIED,
+    CONTEXT,
+    FIRST_FRAME,
+    MAGNITUDE,
+    REGION_PROMPTS,
+    REGION_SHARES,
+    CurveCond,
+    FirstFrameCond,
+)
+from .host_families import apply_family, clip_latent, hand_patches_on, spoken
 from .host_models import model_latents
+from .host_windows import mend_windows
 from .sockets import HostedMotionModel, Region, Regions
 
 KEY = "followclick"
-CONTEXT, MAGNITUDE, FIRST_FRAME = "motion_context", "motion_magnitude", "first_frame"
 
 Conditioning = list[list]  # the host's: [text embedding, options] for each entry
 
 # A mask of other proportions belongs to another picture; rounding alone differs by less.
 ASPECT_TOLERANCE = 0.02
-
-
-class FirstFrameCond(CONDNoiseShape):
-    """Mask and first-frame latents of each frame, f 5 h w. The host would cut or repeat them for another length."""
-
-    def process_cond(self, batch_size: int, area: Sequence[int] | None, **kwargs: object) -> CONDNoiseShape:
-        if batch_size != len(self.cond):
-            raise ValueError(
-                f"First Frame made its conditioning for {len(self.cond)} frames, but a latent of {batch_size} is "
-                "sampled; connect the LATENT of the same First Frame node."
-            )
-        return super().process_cond(batch_size=batch_size, area=area, **kwargs)
-
-
-class CurveCond(CONDRegular):
-    """A magnitude that changes over the clip: support points, spread evenly over however many frames are sampled."""
-
-    def process_cond(self, batch_size: int, **kwargs: object) -> CONDRegular:
-        points = self.cond[None, None]
-        return CONDRegular(torch.nn.functional.interpolate(points, batch_size, mode="linear", align_corners=True)[0, 0])
 
 
 def with_motion(
@@ -110,29 +102,83 @@ def first_frame_conditioning(
     regions: Regions,
     motion: HostedMotionModel,
     length: int,
+    region_mode: str = "blended",
 ) -> tuple[Conditioning, Conditioning, dict[str, Tensor]]:
     """Both conditionings with first frame, regions and motion, and the empty LATENT of the clip.
 
-    Each region is an entry of its own, in which only that region moves. With several, an entry counts where its region
-    is the nearest, so what a region sweeps stays its own.
+    A positive text that is empty, or a region's motion prompt, describes no picture; each region's own motion prompt
+    takes its place then, as the paper gives it to the spatial cross-attention too.
+
+    Args:
+        region_mode: How several regions are sampled: "blended" into one entry, or each as an entry of its own that
+            counts where its region is the nearest, so what a region sweeps stays its own.
     """
     params, family = motion.model.params, motion.model.family
     _check_text(regions, params.context_dim)
     size = fitting_size(image, motion.trained_size, LATENT_SCALE * 2 ** (len(params.channel_mult) - 1))
     latents = model_latents(vae, fit(image[:1].movedim(-1, 1), size).movedim(1, -1))
-    masks = [fit(_mask_of(region, image)[:, None], size) for region in regions]
-    shares = region_shares(torch.cat(masks)[:, 0]) if len(regions) > 1 else [None]
+    masks = torch.cat([fit(_mask_of(region, image)[:, None], size) for region in regions], dim=1)
+    shares = latent_shares(masks, latents.shape[-2:]) if len(regions) > 1 else None
     conditioned: tuple[Conditioning, Conditioning] = ([], [])
-    for region, mask, share in zip(regions, masks, shares, strict=True):
-        condition = motion.model.first_frame(latents, mask, length)
-        carried = {
-            "magnitude": [region.magnitude],
-            "first_frame": None if condition is None else rearrange(condition, "1 c f h w -> f c h w"),
-            "mask": None if share is None else share[None],
-        }
-        conditioned[0].extend(with_motion(with_prompt(family, positive, region), region.context, **carried))
-        conditioned[1].extend(with_motion(negative, region.empty_context, **carried))
+    for conditioning, texts, output in (
+        (positive, [region.context for region in regions], conditioned[0]),
+        (negative, [region.empty_context for region in regions], conditioned[1]),
+    ):
+        speaks = conditioning is positive and not family.motion_attention
+        if shares is not None and region_mode == "blended":
+            condition = motion.model.first_frame(latents, masks.amax(1, keepdim=True), length)
+            output.extend(_blended(conditioning, regions, texts, shares, condition, speaks))
+            continue
+        for index, (region, text) in enumerate(zip(regions, texts, strict=True)):
+            condition = motion.model.first_frame(latents, masks[:, [index]], length)
+            share = None if shares is None else shares[:, index]
+            prompted = [[_prompted(own, text, regions, speaks), options] for own, options in conditioning]
+            frames = None if condition is None else rearrange(condition, "1 c f h w -> f c h w")
+            output.extend(with_motion(prompted, text, [region.magnitude], frames, share))
     return *conditioned, clip_latent(family, latents, masks, length)
+
+
+def _blended(
+    conditioning: Conditioning,
+    regions: Regions,
+    texts: list[Tensor],
+    shares: Tensor,
+    condition: Tensor | None,
+    speaks: bool,
+) -> Conditioning:
+    """One entry for all regions instead of each of `conditioning`'s; the core's hooks blend what differs."""
+    # As long as each other, and as the other conditioning's: repeated tokens do not change an attention.
+    tokens = math.lcm(*(text.shape[1] for region in regions for text in (region.context, region.empty_context)))
+    contexts = torch.cat([text.repeat(1, tokens // text.shape[1], 1) for text in texts])[None]
+    carried = {
+        CONTEXT: CONDRegular(contexts),
+        MAGNITUDE: CONDRegular(torch.tensor([[region.magnitude for region in regions]])),
+        REGION_SHARES: CONDNoiseShape(shares),
+    }
+    if condition is not None:
+        carried[FIRST_FRAME] = FirstFrameCond(rearrange(condition, "1 c f h w -> f c h w"))
+    entries = []
+    for own, options in conditioning:
+        prompted = [_prompted(own, text[None], regions, speaks) for text in contexts[0]]
+        if prompted[0] is own:
+            entries.append(_entry(own, options, carried, None))
+        else:
+            prompts = {REGION_PROMPTS: CONDRegular(torch.stack(prompted, dim=1))}
+            entries.append(_entry(texts[0], options, carried | prompts, None))
+    return entries
+
+
+def _prompted(own: Tensor, text: Tensor, regions: Regions, speaks: bool) -> Tensor:
+    """What the spatial cross-attention reads in a region: its prompt alone, or `own`, with the prompt if it `speaks`."""
+    if _is_prompt(own, regions):
+        return text
+    return spoken(own, text) if speaks else own
+
+
+def _is_prompt(text: Tensor, regions: Regions) -> bool:
+    """Whether a text is empty, or the motion prompt of one of the regions."""
+    known = (each for region in regions for each in (region.context, region.empty_context))
+    return any(text.shape == each.shape and torch.equal(text, each) for each in known)
 
 
 def _check_text(regions: Regions, context_dim: int | None) -> None:
@@ -224,6 +270,7 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
             guider.model_options,
             is_model_options=True,
         )
+        mend_windows(guider.model_options, motion_model.layout)
         try:
             return executor(noise, *args, **kwargs)
         finally:
@@ -251,7 +298,7 @@ def _unet_call_with(attachment: Attachment, width_ratio: float, fps: float | Non
         options: dict,
         **more: object,
     ) -> Tensor:
-        motion = {key: more.pop(key, None) for key in (CONTEXT, MAGNITUDE, FIRST_FRAME)}
+        motion = {key: more.pop(key, None) for key in CARRIED}
         num_frames = len(x) // len(options["cond_or_uncond"])
         if num_frames == 1 and all(value is None for value in motion.values()):
             return executor(x, timesteps, context, y, control, options, **more)  # one picture from text, as without us
@@ -260,6 +307,9 @@ def _unet_call_with(attachment: Attachment, width_ratio: float, fps: float | Non
         if batch not in kept:
             _check_size(motion[FIRST_FRAME], x)
             kept[batch] = _conditioning(num_frames, motion, width_ratio, fps)
+        elif "context_window" in options:  # other frames than at the first call, with the same text
+            now = _conditioning(num_frames, motion, width_ratio, fps)
+            kept[batch] = replace(kept[batch], magnitude=now.magnitude, first_frame=now.first_frame)
         with attachment.conditioned(kept[batch]):
             return executor(x, timesteps, context, y, control, options, **more)
 
@@ -279,11 +329,16 @@ def _conditioning(
     num_frames: int, motion: dict[str, Tensor | None], width_ratio: float, fps: float | None
 ) -> MotionConditioning:
     """From the host's batch, where all frames of all entries follow each other, to a batch of clips."""
-    context, magnitude, first_frame = motion[CONTEXT], motion[MAGNITUDE], motion[FIRST_FRAME]
-    return MotionConditioning(
-        num_frames=num_frames,
-        context=None if context is None else context[::num_frames],
-        magnitude=None if magnitude is None else magnitude.float().view(-1, num_frames) * width_ratio,
-        first_frame=None if first_frame is None else rearrange(first_frame, "(b f) c h w -> b c f h w", f=num_frames),
-        fps=fps,
+    context, magnitude, first_frame, shares, prompts = (
+        None if motion[key] is None else motion[key] if key == FIRST_FRAME else motion[key][::num_frames]
+        for key in (CONTEXT, MAGNITUDE, FIRST_FRAME, REGION_SHARES, REGION_PROMPTS)
     )
+    first_frame = None if first_frame is None else rearrange(first_frame, "(b f) c h w -> b c f h w", f=num_frames)
+    # A number for each frame, or for each region: Flow Magnitude replaces the regions' numbers by one, or by a curve.
+    of_frames = motion[MAGNITUDE] is not None and motion[MAGNITUDE].ndim == 1
+    frames = motion[MAGNITUDE].float().view(-1, num_frames) * width_ratio if of_frames else None
+    if shares is None:
+        return MotionConditioning(num_frames, context, frames, first_frame, fps)
+    of_regions = None if of_frames or magnitude is None else magnitude.float() * width_ratio
+    blend = RegionBlend(shares, context, of_regions, prompts)
+    return MotionConditioning(num_frames, magnitude=frames, first_frame=first_frame, fps=fps, regions=blend)

@@ -4,9 +4,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..followclick_core.animator import MAX_FRAMES, MAX_MAGNITUDE, check_request
+from ..followclick_core.regions import REGION_MODES, check_region_mode
 from .host import one_mask
 from .host_models import encode_text
 from .host_motion import first_frame_conditioning, magnitude_points, with_motion
+from .host_windows import with_context_windows
 from .sockets import (
     ClickedObject,
     ClickedObjects,
@@ -40,7 +42,14 @@ def magnitude_input() -> io.Float.Input:
 
 def length_input() -> io.Int.Input:
     return io.Int.Input(
-        "length", default=16, min=1, max=MAX_FRAMES, tooltip="Frames of the clip. The models are trained on 16."
+        "length",
+        default=16,
+        min=1,
+        max=MAX_FRAMES,
+        tooltip=(
+            "Frames of the clip. The models are trained on 16; longer clips need Context Windows, which Animate Region "
+            "uses by itself."
+        ),
     )
 
 
@@ -122,13 +131,29 @@ class FirstFrame(io.ComfyNode):
                 "both conditionings, with the regions and their motion."
             ),
             inputs=[
-                io.Conditioning.Input("positive", tooltip="What the clip shows; for the demo model the motion prompt."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip=(
+                        "What the clip shows. Where it is empty, or a motion prompt as for the demo model, each region "
+                        "gets its own motion prompt."
+                    ),
+                ),
                 io.Conditioning.Input("negative", tooltip="What it should not show; may be empty."),
                 io.Vae.Input("vae", tooltip="The autoencoder of the model."),
                 io.Image.Input("image", tooltip="The photo. Of a batch, the first image."),
                 RegionsSocket.Input("regions", tooltip="What moves and how, from Motion Region."),
                 MotionModelSocket.Input("motion_model", tooltip="The one that Apply Motion Model gets."),
                 length_input(),
+                io.Combo.Input(
+                    "region_mode",
+                    options=list(REGION_MODES),
+                    default=REGION_MODES[0],
+                    optional=True,
+                    tooltip=(
+                        "Of several regions. blended: one pass, in which prompts and magnitudes are mixed by region, "
+                        "at about the price of one region. separate: a pass for each region."
+                    ),
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
@@ -147,9 +172,52 @@ class FirstFrame(io.ComfyNode):
         regions: Regions,
         motion_model: HostedMotionModel,
         length: int,
+        region_mode: str = REGION_MODES[0],
     ) -> io.NodeOutput:
-        conditioned = first_frame_conditioning(positive, negative, vae, image, regions, motion_model, length)
-        return io.NodeOutput(*conditioned)
+        check_region_mode(region_mode)
+        inputs = (positive, negative, vae, image, regions, motion_model, length, region_mode)
+        return io.NodeOutput(*first_frame_conditioning(*inputs))
+
+
+class ContextWindows(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FollowClick_ContextWindows",
+            display_name="Context Windows",
+            category="FollowClick/how",
+            description=(
+                "Clips of any length: they are sampled in overlapping windows, each of which continues from the one "
+                "before. It can also make the last frame run into the first, so that the clip loops."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="From Apply Motion Model, or before it."),
+                io.Int.Input(
+                    "context_length",
+                    default=16,
+                    min=1,
+                    max=MAX_FRAMES,
+                    tooltip="Frames of a window: what the motion model was trained on, mostly 16.",
+                ),
+                io.Int.Input(
+                    "context_overlap",
+                    default=4,
+                    min=0,
+                    max=MAX_FRAMES,
+                    tooltip="Frames that neighbouring windows share at least. More is smoother, and takes longer.",
+                ),
+                io.Boolean.Input(
+                    "loop",
+                    default=False,
+                    tooltip="The last frame runs into the first. Best for what comes back: shake, sway, wave, flap.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model: io.Model.Type, context_length: int, context_overlap: int, loop: bool) -> io.NodeOutput:
+        return io.NodeOutput(with_context_windows(model, context_length, context_overlap, loop))
 
 
 class FlowMagnitude(io.ComfyNode):

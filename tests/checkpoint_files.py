@@ -46,7 +46,7 @@ def motion_tensors(
         shapes = {"conv_in.weight": (width, 9, 3, 3), "conv_in.bias": (width,)} | shapes
     if family == "release":
         shapes |= unet_shapes(width, text) | embedding_shapes(width)
-    return _filled(shapes, seed, dtype)
+    return random_tensors(shapes, seed, dtype)
 
 
 def adapter_tensors(family: str, width: int = WIDTH, seed: int = 0, dtype: torch.dtype = torch.float32):
@@ -74,7 +74,7 @@ def lora_tensors(family: str = "animatediff_v2", width: int = WIDTH, rank: int =
                 block = f"{module}.temporal_transformer.transformer_blocks.0.attention_blocks.{index}.processor"
                 shapes[f"{block}.to_{part}_lora.down.weight"] = (rank, channels)
                 shapes[f"{block}.to_{part}_lora.up.weight"] = (channels, rank)
-    return _filled(shapes, seed, torch.float32)
+    return random_tensors(shapes, seed, torch.float32)
 
 
 def write_motion_file(path: Path, family: str, form: str = "flat", **options) -> Path:
@@ -151,12 +151,8 @@ def embedding_shapes(width: int) -> dict[str, tuple[int, ...]]:
 
 def positions(frames: int, channels: int) -> Tensor:
     """AnimateDiff's positional encoding, 1 f c."""
-    encoding = torch.zeros(1, frames, channels)
-    for frame in range(frames):
-        for index in range(0, channels, 2):
-            angle = frame * math.exp(-math.log(10000.0) * index / channels)
-            encoding[0, frame, index], encoding[0, frame, index + 1] = math.sin(angle), math.cos(angle)
-    return encoding
+    angles = torch.arange(frames)[:, None] * torch.exp(-math.log(10000.0) * torch.arange(0, channels, 2) / channels)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(1, frames, channels)
 
 
 def _modules(width: int, middle: bool) -> list[tuple[str, int]]:
@@ -198,7 +194,9 @@ def _attention(name: str, channels: int, text: int) -> dict[str, tuple[int, ...]
     return shapes | _layer(f"{name}.proj_out", channels, channels, 1, 1)
 
 
-def _filled(shapes: dict[str, tuple[int, ...]], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def random_tensors(
+    shapes: dict[str, tuple[int, ...]], seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Random weights at which a deep network neither dies nor blows up; norms about 1, encodings as they are."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}

@@ -1,6 +1,8 @@
 """Shared by all tests: shape checks, real pictures, an untrained model."""
 
+import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import jaxtyping
@@ -18,6 +20,15 @@ jaxtyping.install_import_hook("followclick_core", f"{_checker.__name__}.check")
 
 # Tiny models only lose time to more threads.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_files() -> ModuleType:
+    """The module tests/checkpoint_files.py: motion model files of every family."""
+    spec = importlib.util.spec_from_file_location("checkpoint_files", Path(__file__).parent / "checkpoint_files.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

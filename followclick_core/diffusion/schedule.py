@@ -84,6 +84,11 @@ class NoiseSchedule(nn.Module):
         alpha_t, sigma_t = self._coefficients(t)
         return alpha_t * noise - sigma_t * x_0
 
+    def velocity_to(self, x_t: Video, x_0: Video, t: Timesteps) -> Video:
+        """The v by which x_t is predicted to become x_0: `predict_x_0` turned round."""
+        alpha_t, sigma_t = self._coefficients(t)
+        return (alpha_t * x_t - x_0) / sigma_t
+
     def predict_x_0(self, x_t: Video, v: Video, t: Timesteps) -> Video:
         alpha_t, sigma_t = self._coefficients(t)
         return alpha_t * x_t - sigma_t * v
@@ -113,13 +118,32 @@ def rescale_zero_terminal_snr(alphas_cumprod: PerTimestep) -> PerTimestep:
     return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
 
 
+def leading_timesteps(num_inference_steps: int, num_train_timesteps: int = 1000) -> list[int]:
+    """Descending timesteps that end at 1 and stop short of the last: how the authors' release and AnimateDiff sample.
+
+    Raises:
+        ValueError: fewer than one step, or more steps than the schedule has.
+    """
+    _check_steps(num_inference_steps, num_train_timesteps)
+    stride = num_train_timesteps // num_inference_steps
+    return [min(index * stride + 1, num_train_timesteps - 1) for index in reversed(range(num_inference_steps))]
+
+
 def trailing_timesteps(num_inference_steps: int, num_train_timesteps: int = 1000) -> list[int]:
     """Descending timesteps that begin at the last, T - 1, as zero terminal SNR needs (Lin et al. 2024, section 3.3).
 
     Raises:
         ValueError: fewer than one step, or more steps than the schedule has.
     """
-    if not 1 <= num_inference_steps <= num_train_timesteps:
-        raise ValueError(f"Steps must be from 1 to {num_train_timesteps}, got {num_inference_steps}.")
+    _check_steps(num_inference_steps, num_train_timesteps)
     stride = num_train_timesteps / num_inference_steps
     return [round(num_train_timesteps - index * stride) - 1 for index in range(num_inference_steps)]
+
+
+# By name: what Motion Schedule offers.
+SPACINGS = {"trailing": trailing_timesteps, "leading": leading_timesteps}
+
+
+def _check_steps(num_inference_steps: int, num_train_timesteps: int) -> None:
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(f"Steps must be from 1 to {num_train_timesteps}, got {num_inference_steps}.")

@@ -31,24 +31,29 @@ def affinity_at(frame: int, magnitude: float) -> float:
     raise AssertionError("the last anchor bounds the magnitude")
 
 
-def regional_affinity(first_frame: Video, magnitude: Tensor | None, frames: list[int] | None = None) -> Video:
+def regional_affinity(first_frame: Video, magnitude: Tensor | None, shares: Tensor | None = None) -> Video:
     """The first-frame condition with its region mask turned into affinities: 1 outside, the curve inside.
 
     Args:
         first_frame: Region mask and first-frame latents, b 5 f h w.
-        magnitude: Pixels per frame at 512 pixels of width, [b] or [b, f]; None takes a moderate one.
-        frames: Numbers of these frames in their clip, where it is sampled in windows; None counts from 0.
+        magnitude: Pixels per frame at 512 pixels of width, [b] or [b, f], or with `shares` one of each region, [b, r];
+            None takes a moderate one.
+        shares: Each region's share of a place, b r h w, summing to one.
     """
     clips, num_frames = first_frame.shape[0], first_frame.shape[2]
-    frames = list(range(num_frames)) if frames is None else frames
     if magnitude is None:
         magnitude = first_frame.new_full((clips,), DEFAULT_MAGNITUDE)
-    numbers = magnitude.reshape(clips, -1).expand(clips, num_frames).tolist()
-    curves = first_frame.new_tensor(
-        [[affinity_at(frame, each) for frame, each in zip(frames, row, strict=True)] for row in numbers]
-    )
+    if shares is None:
+        of_frames = magnitude.reshape(clips, -1).expand(clips, num_frames).tolist()
+        rows = [[affinity_at(frame, each) for frame, each in enumerate(row)] for row in of_frames]
+        affinity = first_frame.new_tensor(rows)[:, None, :, None, None]
+    else:
+        curves = [
+            [[affinity_at(frame, each) for frame in range(num_frames)] for each in row] for row in magnitude.tolist()
+        ]
+        affinity = torch.einsum("brf,brhw->bfhw", first_frame.new_tensor(curves), shares.to(first_frame))[:, None]
     mask, latents = first_frame[:, :1], first_frame[:, 1:]
-    return torch.cat([1 - mask * (1 - curves[:, None, :, None, None]), latents], dim=1)
+    return torch.cat([1 - mask * (1 - affinity), latents], dim=1)
 
 
 def _at(curve: tuple[float, ...], frame: int) -> float:

@@ -86,11 +86,11 @@ class Family:
             raise ValueError(f"{self.title} has no input for a first frame; start sampling from it instead.")
         return first_frame_condition(latents, mask, num_frames, layout)
 
-    def channels(self, first_frame: Video, magnitude: Tensor | None, frames: list[int] | None = None) -> Video:
-        """What the UNet's first convolution sees of a first-frame condition, b 5 f h w, at this magnitude."""
+    def channels(self, first_frame: Video, magnitude: Tensor | None, shares: Tensor | None = None) -> Video:
+        """What the UNet's first convolution sees of a first-frame condition, b 5 f h w; see `regional_affinity`."""
         if self.magnitude != AFFINITY:
             return first_frame
-        return regional_affinity(first_frame, magnitude, frames)
+        return regional_affinity(first_frame, magnitude, shares)
 
     def check_frames(self, num_frames: int) -> None:
         """
@@ -167,7 +167,9 @@ RELEASE = Family(
     note="Its own UNet replaces the checkpoint's. The authors sample with leading timesteps, fps 2 and magnitude 4.",
 )
 
-PIA = Family("pia", "PIA", layout="repeat", positions=32, joint_norms=True, magnitude=AFFINITY)
+PIA = Family(
+    "pia", "PIA", layout="repeat", positions=32, joint_norms=True, magnitude=AFFINITY, magnitude_in_pixels=False
+)
 
 ANIMATEDIFF_V1 = Family("animatediff_v1", "AnimateDiff v1", positions=24, joint_norms=True)
 ANIMATEDIFF_V2 = replace(

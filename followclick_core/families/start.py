@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import resize_mask
-from ..shapes import Masks, MasksOfOtherSize
+from ..shapes import Masks, OtherFrames
 
 # (pixels per frame at 512 pixels of width, share of the noise schedule that is walked). Chosen, not measured.
 STRENGTHS = ((0.0, 0.3), (2.0, 0.5), (6.0, 0.7), (16.0, 0.9), (32.0, 1.0))
@@ -31,7 +31,7 @@ def start_latents(latents: Tensor, num_frames: int) -> Tensor:
     return latents.expand(num_frames, -1, -1, -1).clone()
 
 
-def moving_mask(masks: Masks, num_frames: int, size: tuple[int, int]) -> MasksOfOtherSize:
+def moving_mask(masks: Masks, num_frames: int, size: tuple[int, int]) -> OtherFrames:
     """Where the clip may change, f 1 h w: in no part of frame 0, which is the picture; later, in every region.
 
     Args:

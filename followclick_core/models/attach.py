@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..shapes import PerSample, Tokens, Video
 from .motion_model import MotionModel
-from .motion_module import KeyValue, MotionModule
+from .motion_module import KeyValue, MotionModule, MotionText, RegionKeyValue
+from .region_hooks import RegionBlend, RegionHooks
 
 
 @dataclass
@@ -29,6 +31,8 @@ class MotionConditioning:
             each of its frames, [b, f]; None adds no embedding.
         first_frame: Mask and first-frame latents, b 5 f h w (conditioning.first_frame_condition); None leaves them out.
         fps: Frames per second, for families that are told; None takes the family's own.
+        regions: Several regions with motions of their own: their prompts and magnitudes take the place of `context`
+            and, where the blend has them, of `magnitude`.
     """
 
     num_frames: int
@@ -36,27 +40,39 @@ class MotionConditioning:
     magnitude: PerSample | Float[Tensor, "b f"] | None = None
     first_frame: Video | None = None
     fps: float | None = None
-    # Projected once per conditioning and kept for all steps.
+    regions: RegionBlend | None = None
+    # Projected once and kept for all steps; `dataclasses.replace` hands it on, so other frames share it.
     _key_values: dict[int, KeyValue | None] = field(default_factory=dict, repr=False)
 
-    def text_for(self, module: MotionModule) -> KeyValue | None:
-        """This module's keys and values of the motion text."""
-        if self.context is None:
+    def text_for(self, module: MotionModule, features: Tensor) -> MotionText | None:
+        """This module's keys and values of the motion text, and with several regions their shares of `features`."""
+        if self.regions is None:
+            return None if self.context is None else self._projected(module, self.context)
+        if self.regions.contexts is None:
             return None
-        if self.context.requires_grad or next(module.parameters()).requires_grad:
-            return module.project_text(self.context)
+        key_value = self._projected(module, self.regions.contexts.flatten(0, 1))
+        if key_value is None:
+            return None
+        return RegionKeyValue(*key_value, self.regions.shares_at((features.shape[-2], features.shape[-1]), features))
+
+    def _projected(self, module: MotionModule, context: Tokens) -> KeyValue | None:
+        # The host leaves parameters as trainable as they were made, but samples without gradients.
+        if torch.is_grad_enabled() and (context.requires_grad or next(module.parameters()).requires_grad):
+            return module.project_text(context)
         if id(module) not in self._key_values:
             weight = next(module.parameters())
-            self._key_values[id(module)] = module.project_text(self.context.to(weight.device, weight.dtype))
+            self._key_values[id(module)] = module.project_text(context.to(weight.device, weight.dtype))
         return self._key_values[id(module)]
 
 
 class Attachment:
     """The hooks of one motion model on one UNet."""
 
-    def __init__(self, motion_model: MotionModel):
+    def __init__(self, unet: nn.Module, motion_model: MotionModel):
         self.motion_model = motion_model
+        self._unet = unet
         self._handles: list[RemovableHandle] = []
+        self._region_handles: list[RemovableHandle] = []
         self._conditioning: MotionConditioning | None = None
 
     @contextlib.contextmanager
@@ -67,6 +83,10 @@ class Attachment:
             ValueError: the motion model knows no positions for so many frames.
         """
         self.motion_model.family.check_frames(conditioning.num_frames)
+        # Only clips of several regions pay for the hooks that these need.
+        if conditioning.regions is not None and not self._region_handles:
+            hooks = RegionHooks(self._regions, self.motion_model.motion_embedding)
+            self._region_handles.extend(hooks.set_on(self._unet))
         previous, self._conditioning = self._conditioning, conditioning
         try:
             yield
@@ -75,16 +95,20 @@ class Attachment:
 
     def detach(self) -> None:
         """Remove every hook; safe to call twice."""
-        for handle in self._handles:
+        for handle in (*self._handles, *self._region_handles):
             handle.remove()
         self._handles.clear()
+        self._region_handles.clear()
+
+    def _regions(self) -> RegionBlend | None:
+        return None if self._conditioning is None else self._conditioning.regions
 
     def hook_motion_module(self, layer: nn.Module, module: MotionModule) -> None:
         def run(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
             conditioning = self._conditioning
             if conditioning is None:
                 return output
-            return module(output, conditioning.num_frames, conditioning.text_for(module))
+            return module(output, conditioning.num_frames, conditioning.text_for(module, output))
 
         self._handles.append(layer.register_forward_hook(run))
 
@@ -93,7 +117,12 @@ class Attachment:
             if self._conditioning is None or self._conditioning.first_frame is None:
                 return output
             family, conditioning = self.motion_model.family, self._conditioning
-            channels = family.channels(conditioning.first_frame, conditioning.magnitude)  # type: ignore[arg-type]
+            regions = conditioning.regions
+            if regions is None or regions.magnitudes is None:
+                how = (conditioning.magnitude,)
+            else:
+                how = (regions.magnitudes, regions.shares)
+            channels = family.channels(conditioning.first_frame, *how)  # type: ignore[arg-type]
             channels = rearrange(channels, "b c f h w -> (b f) c h w")
             if channels.shape[-2:] != output.shape[-2:] or len(channels) != len(output):
                 raise ValueError(
@@ -149,7 +178,7 @@ def attach(unet: nn.Module, motion_model: MotionModel) -> Attachment:
     Raises:
         ValueError: the two were made for different UNets.
     """
-    attachment = Attachment(motion_model)
+    attachment = Attachment(unet, motion_model)
     _check_widths(unet, motion_model)
     for layer, module in _places(unet, motion_model):
         attachment.hook_motion_module(layer, module)

@@ -5,6 +5,7 @@ and of a file that fits none it can be said what is missing or too much for the 
 UNet is.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ def load_motion_file(path: str | Path) -> MotionFile:
     family = _recognise(contents, name)
     check_encodings(contents.encodings, name)
     params = _params(family, contents)
-    weights, spatial = _split(family, contents, MotionModel.names(params))
+    weights, spatial = _split(family, contents, _motion_names(params))
     form = f"{family.title}, as diffusers' motion adapter" if contents.is_adapter else family.title
     return MotionFile(_load(params, weights, name), spatial, form)
 
@@ -109,10 +110,21 @@ class _Contents:
         encodings = {key: value for key, value in tensors.items() if ENCODING.search(key)}
         tensors = {from_adapter(key): value for key, value in tensors.items() if key not in encodings}
         params = _unet_params(tensors)
-        with torch.device("meta"):
-            unet = UNet(params)
-        shapes = {key: tuple(value.shape) for key, value in unet.state_dict().items()}
-        return cls(tensors, encodings, is_adapter, params, unet_keys(unet), shapes)
+        return cls(tensors, encodings, is_adapter, params, *_unet_names(params))
+
+
+@functools.lru_cache(maxsize=2)
+def _unet_names(params: UNetParams) -> tuple[dict[str, str], Shapes]:
+    """diffusers' name of each weight of the UNet -> ours, and our names' shapes."""
+    with torch.device("meta"):
+        unet = UNet(params)
+    return unet_keys(unet), {key: tuple(value.shape) for key, value in unet.state_dict().items()}
+
+
+@functools.lru_cache(maxsize=16)
+def _motion_names(params: MotionParams) -> Shapes:
+    with torch.device("meta"):
+        return {key: tuple(value.shape) for key, value in MotionModel(params).state_dict().items()}
 
 
 def _recognise(contents: _Contents, name: str) -> Family:
@@ -138,7 +150,7 @@ def _recognise(contents: _Contents, name: str) -> Family:
 
 def _shapes(family: Family, contents: _Contents) -> tuple[Shapes, Shapes]:
     """What a file of the family must hold, and what it may hold besides, for the UNet of this file."""
-    needed = MotionModel.names(_params(family, contents))
+    needed = dict(_motion_names(_params(family, contents)))
     spatial = {theirs: contents.unet_shapes[ours] for theirs, ours in contents.unet_names.items()}
     if needed.pop(_FIRST_CONV, None):
         out, channels, *size = spatial["conv_in.weight"]

@@ -85,12 +85,6 @@ class MotionModel(nn.Module):
         self.motion_embedding = ScalarEmbedding(*embedding) if self.family.magnitude == EMBEDDING else None
         self.fps_embedding = ScalarEmbedding(*embedding) if self.family.fps is not None else None
 
-    @classmethod
-    def names(cls, params: MotionParams) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every weight of a motion model of these numbers, without making one."""
-        with torch.device("meta"):
-            return {key: tuple(value.shape) for key, value in cls(params).state_dict().items()}
-
     @property
     def schedule(self) -> ScheduleParams:
         return self.params.schedule

@@ -5,6 +5,7 @@ Sub-modules carry AnimateDiff's names (Guo et al. 2023, arXiv:2307.04725), so it
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,22 @@ from torch import Tensor, nn
 
 from ..shapes import Frames, Tokens
 from .blocks import FeedForward, zero_
+from .region_hooks import blended_attention
 from .temporal_attention import attend_over_time
 
 FrameTokens = Float[Tensor, "bhw f c"]  # one row per pixel, a token per frame
 KeyValue = tuple[Tensor, Tensor]
+
+
+class RegionKeyValue(NamedTuple):
+    """Keys and values of several regions' motion texts, (b r) heads n d, and each one's share of a pixel, b r hw."""
+
+    key: Tensor
+    value: Tensor
+    shares: Tensor
+
+
+MotionText = KeyValue | RegionKeyValue
 
 # Above this many bytes the hidden state of the feed-forward (8 times as wide as its input) is made in pieces.
 MAX_FEED_FORWARD_BYTES = 256 * 2**20
@@ -44,12 +57,21 @@ class TemporalAttention(nn.Module):
         qkv = F.linear(x, torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight]))
         return self.to_out(attend_over_time(qkv, self.num_heads))
 
-    def attend_text(self, x: FrameTokens, key_value: KeyValue) -> FrameTokens:
-        """Cross-attention of all frames and pixels of a clip to that clip's motion text."""
-        k, v = key_value
+    def attend_text(self, x: FrameTokens, text: MotionText) -> FrameTokens:
+        """Cross-attention of all frames and pixels of a clip to that clip's motion text, or to its regions' texts."""
+        if isinstance(text, RegionKeyValue):
+            return self._attend_region_texts(x, text)
+        k, v = text
         clips, frames = k.shape[0], x.shape[1]
         q = rearrange(self.to_q(x), "(b hw) f (heads d) -> b heads (hw f) d", b=clips, heads=self.num_heads)
         h = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(rearrange(h, "b heads (hw f) d -> (b hw) f (heads d)", f=frames))
+
+    def _attend_region_texts(self, x: FrameTokens, text: RegionKeyValue) -> FrameTokens:
+        (clips, regions), frames = text.shares.shape[:2], x.shape[1]
+        q = rearrange(self.to_q(x), "(b hw) f (heads d) -> b heads (hw f) d", b=clips, heads=self.num_heads)
+        k, v = (rearrange(t, "(b r) heads n d -> b r heads n d", r=regions) for t in (text.key, text.value))
+        h = blended_attention(q, k, v, text.shares.repeat_interleave(frames, dim=2))
         return self.to_out(rearrange(h, "b heads (hw f) d -> (b hw) f (heads d)", f=frames))
 
     def project_text(self, context: Tokens) -> KeyValue:
@@ -79,7 +101,7 @@ class TemporalTransformerBlock(nn.Module):
     def motion_attention(self) -> TemporalAttention | None:
         return self.attention_blocks[2] if len(self.attention_blocks) > 2 else None  # type: ignore[return-value]
 
-    def forward(self, x: FrameTokens, positions: Tensor, text: KeyValue | None) -> FrameTokens:
+    def forward(self, x: FrameTokens, positions: Tensor, text: MotionText | None) -> FrameTokens:
         for attention, norm in zip(self.attention_blocks[:2], self.norms[:2], strict=True):
             x = x + attention.attend_frames(norm(x) + positions)  # type: ignore[operator]
         if self.motion_attention is not None and text is not None:
@@ -104,7 +126,7 @@ class TemporalTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TemporalTransformerBlock(channels, num_heads, context_dim)])
         self.proj_out = zero_(nn.Linear(channels, channels))
 
-    def forward(self, x: Frames, num_frames: int, text: KeyValue | None = None) -> Frames:
+    def forward(self, x: Frames, num_frames: int, text: MotionText | None = None) -> Frames:
         height, width = x.shape[-2:]
         h = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=num_frames)
         h = self.proj_in(h)
@@ -122,7 +144,7 @@ class MotionModule(nn.Module):
         super().__init__()
         self.temporal_transformer = TemporalTransformer(channels, num_heads, context_dim)
 
-    def forward(self, x: Frames, num_frames: int, text: KeyValue | None = None) -> Frames:
+    def forward(self, x: Frames, num_frames: int, text: MotionText | None = None) -> Frames:
         return self.temporal_transformer(x, num_frames, text)
 
     def project_text(self, context: Tokens) -> KeyValue | None:
@@ -135,9 +157,10 @@ class MotionModule(nn.Module):
 def frame_positions(num_frames: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """AnimateDiff's positional encoding, [frames, channels]: sin on even and cos on odd channels, base 10000."""
     with torch.inference_mode(False):  # cached tensors serve training too
-        position = torch.arange(num_frames, dtype=torch.float32)[:, None]
-        frequency = torch.exp(torch.arange(0, channels, 2, dtype=torch.float32) * (-math.log(10000.0) / channels))
-        encoding = torch.zeros(num_frames, channels)
+        position = torch.arange(num_frames, dtype=torch.float32, device=device)[:, None]
+        even = torch.arange(0, channels, 2, dtype=torch.float32, device=device)
+        frequency = torch.exp(even * (-math.log(10000.0) / channels))
+        encoding = torch.zeros(num_frames, channels, device=device)
         encoding[:, 0::2] = torch.sin(position * frequency)
         encoding[:, 1::2] = torch.cos(position * frequency)
-        return encoding.to(device=device, dtype=dtype)
+        return encoding.to(dtype)

@@ -6,6 +6,7 @@ counted twice goes unseen.
 
 import asyncio
 import importlib
+import importlib.util
 import os
 import sys
 from dataclasses import dataclass
@@ -123,6 +124,15 @@ def randomised(model: torch.nn.Module) -> torch.nn.Module:
         elif name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)
     return model
+
+
+@pytest.fixture(scope="session")
+def checkpoint_files() -> ModuleType:
+    """The module tests/checkpoint_files.py: motion model files of every family."""
+    spec = importlib.util.spec_from_file_location("checkpoint_files", Path(__file__).parents[2] / "checkpoint_files.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True)

@@ -202,7 +202,7 @@ def test_two_regions_move_each_in_its_own_part(pack, demo, graph, picture, squar
     results = []
     for prompt in ("jump", "spin left"):
         regions = pack.regions(demo, right, prompt=prompt, magnitude=16.0, regions=left)
-        positive, negative, latent = pack.first_frame(demo, picture, regions)
+        positive, negative, latent = pack.first_frame(demo, picture, regions, region_mode="separate")
         assert len(positive) == len(negative) == 2
         results.append(pack.sample(graph.model, positive, negative, latent, steps=1))
     difference = (results[0] - results[1]).abs().mean(dim=(0, 1, 2))

@@ -1,0 +1,100 @@
+"""The guided model of whole clips, as a sampler takes it: regions, guidance, context windows and loops."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .diffusion.guidance import guide
+from .diffusion.schedule import NoiseSchedule
+from .models.attach import Attachment, MotionConditioning
+from .models.unet import UNet
+from .shapes import Timesteps, Tokens, Video, fold_frames, unfold_frames
+from .windows import blend_windows, continued_condition
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One UNet call's conditioning; with guidance its batch holds the prompts' half and then the empty prompts'.
+
+    Args:
+        motion: For the whole clip; a window gets its part.
+        context: The text for the spatial cross-attention, per clip.
+        share: Where in the picture the prediction counts, b 1 h w; None: everywhere.
+    """
+
+    motion: MotionConditioning
+    context: Tokens
+    share: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ClipDenoiser:
+    """(x_t, t) -> v.
+
+    Args:
+        first_latents: The photo's latents, b 4 h w.
+        windows: Frame numbers of each window (windows.context_windows).
+        guided: Whether the entries hold an unguided half.
+        loop: Whether frame 0, which windows then see from both sides, is held at the photo.
+        autocast: Compute the UNet's products in this dtype; None: in that of the weights.
+    """
+
+    unet: UNet
+    attachment: Attachment
+    schedule: NoiseSchedule
+    layout: str
+    entries: list[Entry]
+    first_latents: Tensor
+    windows: list[list[int]]
+    guidance_scale: float
+    guidance_rescale: float
+    guided: bool
+    loop: bool
+    autocast: torch.dtype | None = None
+
+    def __call__(self, x_t: Video, t: Timesteps) -> Video:
+        parts: list[Tensor] = []
+        for index, window in enumerate(self.windows):
+            begin = None
+            if window[0] != 0:  # where the windows before leave off
+                so_far = blend_windows(parts, self.windows[:index], x_t.shape[2], dim=2)[: len(x_t), :, window[0]]
+                begin = self.schedule.predict_x_0(x_t[:, :, window[:1]], so_far[:, :, None], t)[:, :, 0]
+            parts.append(self._predict(x_t[:, :, window], t, window, begin))
+        v = blend_windows(parts, self.windows, x_t.shape[2], dim=2) if len(parts) > 1 else parts[0]
+        if self.guided:
+            v = guide(*v.chunk(2), self.guidance_scale, self.guidance_rescale)
+        return self._hold_first_frame(x_t, v, t) if self.loop else v
+
+    def _predict(self, x_t: Video, t: Timesteps, window: list[int], begin: Tensor | None) -> Tensor:
+        """v of one window, b c f h w; with guidance of both halves, one after the other in the batch."""
+        copies, frames = (2 if self.guided else 1), len(window)
+        noisy, steps = x_t.repeat(copies, 1, 1, 1, 1), t.repeat(copies)
+        parts = []
+        for entry in self.entries:
+            motion = self._of_window(entry.motion, window, begin)
+            context = entry.context.repeat_interleave(frames, dim=0)
+            autocast = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
+            with self.attachment.conditioned(motion), autocast:
+                predicted = self.unet(fold_frames(noisy), steps.repeat_interleave(frames), context)
+            # Guidance multiplies rounding errors, so it is left to float32.
+            v = self.schedule.as_velocity(unfold_frames(predicted.to(noisy.dtype), len(noisy)), noisy, steps)
+            parts.append(v if entry.share is None else v * entry.share.repeat(copies, 1, 1, 1)[:, :, None])
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+    def _of_window(self, motion: MotionConditioning, window: list[int], begin: Tensor | None) -> MotionConditioning:
+        condition = motion.first_frame
+        if len(self.windows) == 1 or condition is None:
+            return motion
+        if begin is None:
+            condition = condition[:, :, window]
+        else:
+            begin = begin.repeat(len(condition) // len(begin), 1, 1, 1)
+            condition = continued_condition(condition, window, begin, self.layout)
+        return replace(motion, num_frames=len(window), first_frame=condition)
+
+    def _hold_first_frame(self, x_t: Video, v: Video, t: Timesteps) -> Video:
+        x_0 = self.schedule.predict_x_0(x_t, v, t)
+        x_0[:, :, 0] = self.first_latents
+        return self.schedule.velocity_to(x_t, x_0, t)

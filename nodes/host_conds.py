@@ -1,0 +1,36 @@
+"""What CONDITIONING carries for a motion model, as the host's own condition types, and under which names."""
+
+from collections.abc import Sequence
+
+import torch
+from comfy.conds import CONDNoiseShape, CONDRegular
+from torch import Tensor
+
+CONTEXT, MAGNITUDE, FIRST_FRAME = "motion_context", "motion_magnitude", "first_frame"
+# Of several regions in one entry: where each counts, and the prompts for the spatial cross-attention.
+REGION_SHARES, REGION_PROMPTS = "region_shares", "region_prompts"
+CARRIED = (CONTEXT, MAGNITUDE, FIRST_FRAME, REGION_SHARES, REGION_PROMPTS)
+
+
+class FirstFrameCond(CONDNoiseShape):
+    """Mask and first-frame latents of each frame, f 5 h w. The host would cut or repeat them for another length."""
+
+    def process_cond(self, batch_size: int, area: Sequence[int] | None, **kwargs: object) -> CONDNoiseShape:
+        if batch_size != len(self.cond):
+            raise ValueError(
+                f"First Frame made its conditioning for {len(self.cond)} frames, but a latent of {batch_size} is "
+                "sampled; connect the LATENT of the same First Frame node."
+            )
+        return super().process_cond(batch_size=batch_size, area=area, **kwargs)
+
+
+class CurveCond(CONDRegular):
+    """A magnitude that changes over the clip: support points, spread evenly over however many frames are sampled."""
+
+    def over(self, num_frames: int) -> Tensor:
+        """A number for each frame."""
+        points = self.cond[None, None]
+        return torch.nn.functional.interpolate(points, num_frames, mode="linear", align_corners=True)[0, 0]
+
+    def process_cond(self, batch_size: int, **kwargs: object) -> CONDRegular:
+        return CONDRegular(self.over(batch_size))

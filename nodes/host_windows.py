@@ -1,0 +1,201 @@
+"""Context windows inside the host's sampling: every window sees what belongs to its own frames.
+
+The host's windows (ContextWindowsManual) cut the latents of a long clip, but of what goes with them 0.3.64 cuts
+nothing that has frames as its first axis: the first-frame condition, magnitudes over time and ControlNet's hints stay
+those of the first window. `FrameWindows` is the host's handler with that mended. While a MODEL with a motion model
+samples, it takes the place of the host's own, so that node works too; the Context Windows node sets it directly.
+"""
+
+import copy
+
+import torch
+from comfy.conds import CONDRegular
+from comfy.context_windows import (
+    ContextFuseMethod,
+    ContextSchedule,
+    IndexListContextHandler,
+    IndexListContextWindow,
+    create_prepare_sampling_wrapper,
+)
+from comfy.model_patcher import ModelPatcher
+from einops import rearrange
+from torch import Tensor
+
+from ..followclick_core.models.motion_model import LAYOUTS
+from ..followclick_core.windows import blend_windows, context_windows, continued_condition, window_weights
+from .host_conds import FIRST_FRAME, CurveCond
+
+
+def with_context_windows(model: ModelPatcher, length: int, overlap: int, loop: bool) -> ModelPatcher:
+    """A copy of MODEL that samples clips of more than `length` frames in windows, and loops of any length.
+
+    Raises:
+        ValueError: The overlap is not shorter than the windows.
+    """
+    context_windows(length, length, overlap)  # raises
+    patched = model.clone()
+    patched.model_options["context_handler"] = FrameWindows(
+        ContextSchedule("followclick", _schedule),
+        ContextFuseMethod("pyramid", _pyramid),
+        context_length=length,
+        context_overlap=overlap,
+        closed_loop=loop,
+        dim=0,
+    )
+    create_prepare_sampling_wrapper(patched)  # memory is needed for a window, not for the clip
+    return patched
+
+
+def mend_windows(model_options: dict, layout: str) -> None:
+    """Give one run's options a handler that cuts rightly, if they have one of the host's for frames.
+
+    Args:
+        model_options: The guider's own; what they hold is replaced, not changed, for it belongs to the graph.
+        layout: How the motion model lays the first frame out over time.
+    """
+    handler = model_options.get("context_handler")
+    if isinstance(handler, IndexListContextHandler) and handler.dim == 0:
+        model_options["context_handler"] = FrameWindows.of_run(handler, layout)
+
+
+def _schedule(num_frames: int, handler: IndexListContextHandler, _options: dict) -> list[list[int]]:
+    return context_windows(num_frames, handler.context_length, handler.context_overlap, handler.closed_loop)
+
+
+def _pyramid(length: int, **_: object) -> list[float]:
+    return window_weights(length)
+
+
+class FrameWindow(IndexListContextWindow):
+    """Frames of a clip, cut and added as the host does; its way of indexing means something else from torch 2.9 on."""
+
+    def get_tensor(self, full: Tensor, device: torch.device | None = None, dim: int | None = None) -> Tensor:
+        return full if len(full) == 1 else full[self.index_list].to(device)
+
+    def add_window(self, full: Tensor, to_add: Tensor, dim: int | None = None) -> Tensor:
+        full[self.index_list] += to_add
+        return full
+
+
+class FrameWindows(IndexListContextHandler):
+    """The host's context handler, whose windows get their own frames' conditions and continue from one another."""
+
+    layout: str | None = None
+    of_one_run = False
+
+    @classmethod
+    def of_run(cls, handler: IndexListContextHandler, layout: str) -> "FrameWindows":
+        """A handler for one run with the settings of `handler`, whichever attributes this host's has."""
+        own = cls.__new__(cls)
+        own.__dict__.update(handler.__dict__)
+        own.layout = layout if layout in LAYOUTS else None
+        own.of_one_run = True
+        own._controls = {}
+        return own
+
+    def _start(self) -> None:
+        """Forget the windows of the step before; and unless the run's end does it, what the graph should not keep."""
+        if not self.of_one_run:
+            self._controls = {}
+        self._predicted: list[Tensor] = []
+        self._windows: list[list[int]] = []
+        self._begin: Tensor | None = None
+
+    def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
+        looping = self._is_own() and self.closed_loop and len(x_in) > 1
+        return looping or super().should_use_context(model, conds, x_in, timestep, model_options)
+
+    def set_step(self, timestep: Tensor, model_options: dict) -> None:
+        """The nearest step: samplers of second order also ask between two of them, where the host gives up."""
+        sigmas = model_options["transformer_options"]["sample_sigmas"]
+        self._step = int((sigmas.to(timestep.device) - timestep[0]).abs().argmin())
+
+    def get_context_windows(self, *args: object, **named: object) -> list[IndexListContextWindow]:
+        return [FrameWindow(window.index_list, dim=0) for window in super().get_context_windows(*args, **named)]
+
+    def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list:
+        self._start()
+        try:
+            predictions = super().execute(calc_cond_batch, model, conds, x_in, timestep, model_options)
+        finally:
+            self._start()
+        first_frame = _first_frame_of(conds) if self._is_own() and self.closed_loop else None
+        if first_frame is not None:
+            # In a loop windows see frame 0 from both sides, so none of them holds it at the photo.
+            for prediction in predictions:
+                prediction[0] = first_frame[0, 1:].to(prediction)
+        return predictions
+
+    def evaluate_context_windows(
+        self, calc_cond_batch, model, x_in, conds, timestep, windows, model_options, *more, **named
+    ):
+        frames = list(windows[0][1].index_list)
+        self._begin = None
+        if frames[0] != 0 and any(frames[0] in seen for seen in self._windows):
+            so_far = blend_windows(self._predicted, self._windows, len(x_in), dim=0)
+            self._begin = so_far[frames[:1]]
+        # Packs that keep something for each frame (image prompts, ControlNets) look here for what is sampled now.
+        model_options["transformer_options"]["ad_params"] = {
+            "sub_idxs": frames,
+            "full_length": len(x_in),
+            "context_length": len(frames),
+        }
+        results = super().evaluate_context_windows(
+            calc_cond_batch, model, x_in, conds, timestep, windows, model_options, *more, **named
+        )
+        self._windows.append(frames)
+        self._predicted.append(results[0].sub_conds_out[0])
+        return results
+
+    def get_resized_cond(self, cond_in, x_in, window, *more, **named):
+        resized = super().get_resized_cond(cond_in, x_in, window, *more, **named)
+        if cond_in is None:
+            return resized
+        for entry, own in zip(cond_in, resized, strict=True):
+            if "model_conds" in entry:
+                cut = {key: self._cut(key, cond, len(x_in), window) for key, cond in entry["model_conds"].items()}
+                own["model_conds"] = {**own["model_conds"], **{k: v for k, v in cut.items() if v is not None}}
+            if entry.get("control") is not None:
+                own["control"] = self._control_of(entry["control"], len(x_in), window)
+        return resized
+
+    def _cut(self, key: str, cond: CONDRegular, num_frames: int, window: IndexListContextWindow) -> CONDRegular | None:
+        """The window's part of what has something for each frame; None for what has not."""
+        if isinstance(cond, CurveCond):
+            return CONDRegular(cond.over(num_frames)[window.index_list])
+        tensor = getattr(cond, "cond", None)
+        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != num_frames:
+            return None
+        if key == FIRST_FRAME and self._begin is not None and self.layout is not None:
+            whole = rearrange(tensor, "f c h w -> 1 c f h w")
+            begun = continued_condition(whole, list(window.index_list), self._begin.to(tensor), self.layout)
+            return cond._copy_with(rearrange(begun, "1 c f h w -> f c h w"))
+        return cond._copy_with(tensor[window.index_list])
+
+    def _control_of(self, control, num_frames: int, window: IndexListContextWindow):
+        """A ControlNet, and those before it, with the hints of the window's frames; kept, so hints are scaled once."""
+        key = (id(control), *window.index_list)
+        if key not in self._controls:
+            own = copy.copy(control)
+            hints = control.cond_hint_original
+            if isinstance(hints, Tensor) and len(hints) == num_frames:
+                own.cond_hint_original = hints[window.index_list]
+            own.cond_hint = None
+            if hasattr(own, "control_input"):  # what a T2I adapter keeps of its hints
+                own.control_input = None
+            if control.previous_controlnet is not None:
+                own.previous_controlnet = self._control_of(control.previous_controlnet, num_frames, window)
+            self._controls[key] = own
+        return self._controls[key]
+
+    def _is_own(self) -> bool:
+        return self.context_schedule.func is _schedule
+
+
+def _first_frame_of(conds: list) -> Tensor | None:
+    """The first-frame condition, f 5 h w, of the first entry that has one; all have the same photo."""
+    for entries in conds:
+        for entry in entries or ():
+            if FIRST_FRAME in entry.get("model_conds", {}):
+                return entry["model_conds"][FIRST_FRAME].cond
+    return None
