@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image as PillowImage
 from torch import Tensor
 
+from . import clip_files
 from .clip import Clip
 from .diffusion.samplers import Callback
 from .flow.magnitude import measure_motion
@@ -25,7 +26,7 @@ from .shapes import Frames8, Image, Mask, MasksOfOtherSize, Video
 
 DEMO = "demo"
 MAX_MAGNITUDE = 64.0
-MAX_FRAMES = 128
+MAX_FRAMES = clip_files.MAX_FRAMES
 # A longer side ratio would leave fewer latents across than the model's lowest level needs.
 MAX_ASPECT = 6.0
 
@@ -90,6 +91,23 @@ class Canvas:
     def _pad(self, pixels: Tensor) -> Tensor:
         padding = (0, self.padded_width - self.width, 0, self.padded_height - self.height)
         return F.pad(pixels, padding, mode="replicate")
+
+
+@dataclass(frozen=True, eq=False)
+class MovingObject:
+    """An object of a photo, and how it moves.
+
+    Args:
+        mask: Bool h w, like the photo.
+        motion: A short motion prompt.
+        magnitude: Pixels per frame at 512 pixels of width.
+        clicks: Those that selected it, for the report.
+    """
+
+    mask: Mask
+    motion: str
+    magnitude: float = 6.0
+    clicks: Sequence[tuple[float, float, int]] = ()
 
 
 class Animator:
@@ -174,14 +192,26 @@ class Animator:
         Raises:
             ValueError: a value that makes no sense, said in one sentence.
         """
-        image = to_rgb_uint8(image)
         check_request(motion, magnitude, num_frames, steps, guidance_scale)
         seconds: dict[str, float] = {}
-        with _Stage("segment", seconds, progress):
-            mask = self.segment(image, clicks).best
-        return self.animate_mask(
-            image, mask, motion, magnitude, num_frames, steps, guidance_scale, seed, progress, seconds, clicks
-        )
+        objects = self.select(image, [(clicks, motion, magnitude)], progress, seconds)
+        params = SamplingParams(num_frames, steps, guidance_scale)
+        return self.animate_objects(image, objects, params, seed, progress, seconds)
+
+    def select(
+        self,
+        image: Image,
+        asked: Sequence[tuple[Sequence[tuple[float, float, int]], str, float]],
+        progress: Progress | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> list[MovingObject]:
+        """Clicks, motion and magnitude of each object to the objects themselves, for `animate_objects`."""
+        image = to_rgb_uint8(image)
+        with _Stage("segment", {} if seconds is None else seconds, progress):
+            return [
+                MovingObject(self.segment(image, clicks).best, motion, magnitude, clicks)
+                for clicks, motion, magnitude in asked
+            ]
 
     def animate_mask(
         self,
@@ -198,36 +228,46 @@ class Animator:
         clicks: Sequence[tuple[float, float, int]] = (),
     ) -> Clip:
         """`animate` with the region at hand, bool h w like the image; `seconds` and `clicks` go into the report."""
-        image = to_rgb_uint8(image)
-        check_request(motion, magnitude, num_frames, steps, guidance_scale)
-        check_region(mask, image)
-        seconds = {} if seconds is None else seconds
-        canvas = self.canvas(image)
         params = SamplingParams(num_frames, steps, guidance_scale)
-        pixels, region = canvas.place(image), canvas.place_mask(mask)
+        moving = MovingObject(mask, motion, magnitude, clicks)
+        return self.animate_objects(image, [moving], params, seed, progress, seconds)
+
+    def animate_objects(
+        self,
+        image: Image,
+        objects: Sequence[MovingObject],
+        params: SamplingParams | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> Clip:
+        """`animate_mask` for one or several objects, each with a motion of its own, and for every way to sample.
+
+        Clips of more frames than the model was trained on are sampled in windows (SamplingParams.context_length). What
+        is measured and the clip's mask are of all objects together.
+        """
+        params, seconds = params or SamplingParams(), {} if seconds is None else seconds
+        image = to_rgb_uint8(image)
+        if not objects:
+            raise ValueError("Nothing is to move; name at least one object.")
+        for each in objects:
+            check_request(each.motion, each.magnitude, params.num_frames, params.steps, params.guidance_scale)
+            check_region(each.mask, image)
+        canvas = self.canvas(image)
+        pixels = canvas.place(image)
+        regions = torch.cat([canvas.place_mask(each.mask) for each in objects], dim=1)
+        # The model sees the padding as part of the width that magnitudes refer to.
+        magnitudes = [each.magnitude * canvas.width / canvas.padded_width for each in objects]
+        prompts = [each.motion.strip() for each in objects]
         with _Stage("sample", seconds, progress) as callback:
-            # The model sees the padding as part of the width that magnitudes refer to.
-            padded = magnitude * canvas.width / canvas.padded_width
-            latents = generate_latents(
-                self.bundle, pixels, region, [motion.strip()], [padded], [seed], params, callback
-            )
+            latents = generate_latents(self.bundle, pixels, regions, [prompts], [magnitudes], [seed], params, callback)
         with _Stage("decode", seconds, progress) as callback:
             frames = canvas.cut(decode_clip(self.bundle, latents, callback))
-        small_mask = canvas.cut_mask(region)
-        asked = {
-            # Plain numbers: NumPy's, which clicks and settings often come as, are not JSON.
-            "clicks": [[float(x), float(y), int(label)] for x, y, label in clicks],
-            "motion": motion,
-            "magnitude": float(magnitude),
-            "num_frames": int(num_frames),
-            "steps": int(steps),
-            "guidance_scale": float(guidance_scale),
-            "seed": int(seed),
-        }
+        small_mask = np.any([canvas.cut_mask(region[None]) for region in regions.movedim(1, 0)], axis=0)
         with _Stage("measure", seconds, progress):
             measured = self._measure(frames, small_mask)
         report = {
-            "asked": asked,
+            "asked": _asked(objects, params, seed),
             "measured": measured,
             "model": {"name": self.name, "preset": self.bundle.preset.name, "device": str(self.bundle.device)},
             "image_size": [image.shape[1], image.shape[0]],
@@ -256,6 +296,29 @@ class Animator:
         if len(frames) > 1:
             measured |= measure_motion(frames, mask).to_dict()
         return measured
+
+
+def _asked(objects: Sequence[MovingObject], params: SamplingParams, seed: int) -> dict:
+    """What was asked, for the report."""
+    # Plain numbers: NumPy's, which clicks and settings often come as, are not JSON.
+    moving = [
+        {
+            "clicks": [[float(x), float(y), int(label)] for x, y, label in each.clicks],
+            "motion": each.motion,
+            "magnitude": float(each.magnitude),
+        }
+        for each in objects
+    ]
+    asked = {
+        **moving[0],
+        "num_frames": int(params.num_frames),
+        "steps": int(params.steps),
+        "guidance_scale": float(params.guidance_scale),
+        "seed": int(seed),
+    }
+    if len(objects) > 1:
+        asked |= {"also": moving[1:], "region_mode": params.region_mode}
+    return asked | ({"loop": True} if params.loop else {})
 
 
 def best_device() -> torch.device:

@@ -34,10 +34,9 @@ class ClipDenoiser:
     """(x_t, t) -> v.
 
     Args:
-        first_latents: The photo's latents, b 4 h w.
         windows: Frame numbers of each window (windows.context_windows).
+        weights: What each frame of each window counts (windows.window_weights).
         guided: Whether the entries hold an unguided half.
-        loop: Whether frame 0, which windows then see from both sides, is held at the photo.
         autocast: Compute the UNet's products in this dtype; None: in that of the weights.
     """
 
@@ -46,12 +45,11 @@ class ClipDenoiser:
     schedule: NoiseSchedule
     layout: str
     entries: list[Entry]
-    first_latents: Tensor
     windows: list[list[int]]
+    weights: list[list[float]]
     guidance_scale: float
     guidance_rescale: float
     guided: bool
-    loop: bool
     autocast: torch.dtype | None = None
 
     def __call__(self, x_t: Video, t: Timesteps) -> Video:
@@ -59,13 +57,12 @@ class ClipDenoiser:
         for index, window in enumerate(self.windows):
             begin = None
             if window[0] != 0:  # where the windows before leave off
-                so_far = blend_windows(parts, self.windows[:index], x_t.shape[2], dim=2)[: len(x_t), :, window[0]]
+                done = parts, self.windows[:index], self.weights[:index]
+                so_far = blend_windows(*done, x_t.shape[2], dim=2)[: len(x_t), :, window[0]]
                 begin = self.schedule.predict_x_0(x_t[:, :, window[:1]], so_far[:, :, None], t)[:, :, 0]
             parts.append(self._predict(x_t[:, :, window], t, window, begin))
-        v = blend_windows(parts, self.windows, x_t.shape[2], dim=2) if len(parts) > 1 else parts[0]
-        if self.guided:
-            v = guide(*v.chunk(2), self.guidance_scale, self.guidance_rescale)
-        return self._hold_first_frame(x_t, v, t) if self.loop else v
+        v = blend_windows(parts, self.windows, self.weights, x_t.shape[2], dim=2) if len(parts) > 1 else parts[0]
+        return guide(*v.chunk(2), self.guidance_scale, self.guidance_rescale) if self.guided else v
 
     def _predict(self, x_t: Video, t: Timesteps, window: list[int], begin: Tensor | None) -> Tensor:
         """v of one window, b c f h w; with guidance of both halves, one after the other in the batch."""
@@ -93,8 +90,3 @@ class ClipDenoiser:
             begin = begin.repeat(len(condition) // len(begin), 1, 1, 1)
             condition = continued_condition(condition, window, begin, self.layout)
         return replace(motion, num_frames=len(window), first_frame=condition)
-
-    def _hold_first_frame(self, x_t: Video, v: Video, t: Timesteps) -> Video:
-        x_0 = self.schedule.predict_x_0(x_t, v, t)
-        x_0[:, :, 0] = self.first_latents
-        return self.schedule.velocity_to(x_t, x_0, t)

@@ -17,7 +17,7 @@ from .models.bundle import ModelBundle
 from .models.region_hooks import RegionBlend
 from .regions import check_region_mode, latent_shares
 from .shapes import Frames, OtherVideo, RegionMasks, Video, fold_frames, unfold_frames
-from .windows import context_windows
+from .windows import context_windows, window_weights
 
 # Latent pixels have this many image pixels on a side.
 LATENT_SCALE = 8
@@ -86,12 +86,10 @@ def generate_latents(
             schedule,
             bundle.motion.layout,
             _entries(bundle, z_0, masks.to(device), texts, numbers, params),
-            z_0,
-            _windows(bundle, params),
+            *_windows(bundle, params),
             params.guidance_scale,
             params.guidance_rescale,
             guided=params.guidance_scale != 1,
-            loop=params.loop,
             autocast=params.autocast,
         )
         return sample_ddim(denoiser, schedule, x_t, trailing_timesteps(params.steps), callback)
@@ -99,10 +97,12 @@ def generate_latents(
         attachment.detach()
 
 
-def _windows(bundle: ModelBundle, params: SamplingParams) -> list[list[int]]:
+def _windows(bundle: ModelBundle, params: SamplingParams) -> tuple[list[list[int]], list[list[float]]]:
+    """The windows' frames, and what these count."""
     length = params.context_length or bundle.motion.params.trained_frames
     overlap = length // 4 if params.context_overlap is None else params.context_overlap
-    return context_windows(params.num_frames, length, overlap, params.loop)
+    windows = context_windows(params.num_frames, length, overlap, params.loop)
+    return windows, [window_weights(window, params.num_frames, overlap, params.loop) for window in windows]
 
 
 def _entries(

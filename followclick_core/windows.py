@@ -33,8 +33,9 @@ SHIFT_PRICE = 0.002
 def context_windows(num_frames: int, length: int, overlap: int, loop: bool = False) -> list[list[int]]:
     """Frame numbers of each window, in the order in which they are to be predicted; the first begins at frame 0.
 
-    Windows are spread evenly, so they overlap by at least `overlap`. In a loop frame 0 follows the last frame: windows
-    go round, and a clip that fits into one window has two, the second one turned by half.
+    Windows are spread evenly, so they overlap by at least `overlap`. A loop leaves the photo twice: forwards through
+    its first half, and backwards from frame 0 through the last frame and on. Both ways show the same motion, so they
+    meet in the middle, and what follows the last frame is the photo.
 
     Raises:
         ValueError: a window without frames, or an overlap that is not shorter than the window.
@@ -47,19 +48,38 @@ def context_windows(num_frames: int, length: int, overlap: int, loop: bool = Fal
             "usual."
         )
     size = min(length, num_frames)
-    stride = max(1, size - overlap)
-    if loop and num_frames > 1:
-        count = max(2, math.ceil(num_frames / stride))
-        starts = [index * num_frames // count for index in range(count)]
-    else:
-        count = 1 + math.ceil((num_frames - size) / stride)
-        starts = [round(index * (num_frames - size) / max(1, count - 1)) for index in range(count)]
-    return [[(start + offset) % num_frames for offset in range(size)] for start in starts]
+    # Of a loop each way counts until a little after the middle (_fade).
+    way = num_frames if not loop else max(size, min(num_frames, num_frames // 2 + _half_fade(overlap) + 1))
+    count = 1 + math.ceil((way - size) / max(1, size - overlap))
+    starts = [round(index * (way - size) / max(1, count - 1)) for index in range(count)]
+    forwards = [[start + offset for offset in range(size)] for start in starts]
+    if not loop or num_frames == 1:
+        return forwards
+    return forwards + [[-frame % num_frames for frame in window] for window in forwards]
 
 
-def window_weights(length: int) -> list[float]:
-    """A pyramid: 1 at both ends, rising by 1 per frame towards the middle."""
-    return [float(min(index, length - 1 - index) + 1) for index in range(length)]
+def window_weights(window: list[int], num_frames: int, overlap: int = 0, loop: bool = False) -> list[float]:
+    """What each frame of a window counts: a pyramid, 1 at both ends and rising by 1 per frame towards the middle.
+
+    Args:
+        overlap: Of a loop, also over how many frames in its middle the two ways pass into each other.
+    """
+    pyramid = [float(min(index, len(window) - 1 - index) + 1) for index in range(len(window))]
+    if not loop or len(window) == 1:
+        return pyramid
+    backwards = window[1] == (window[0] - 1) % num_frames and num_frames > 2
+    distances = [-frame % num_frames if backwards else frame for frame in window]
+    return [weight * _fade(at, num_frames, overlap) for weight, at in zip(pyramid, distances, strict=True)]
+
+
+def _half_fade(overlap: int) -> int:
+    return max(1, overlap // 2)
+
+
+def _fade(distance: int, num_frames: int, overlap: int) -> float:
+    """1 in the half of a loop next to the photo, 0 in the other; those of both ways sum to one."""
+    half = _half_fade(overlap)
+    return min(1.0, max(0.0, (num_frames / 2 + half - distance) / (2 * half)))
 
 
 def continued_condition(condition: Video, window: list[int], first_latents: Tensor, layout: str) -> OtherVideo:
@@ -114,15 +134,17 @@ def _shifted(mask: Tensor, down: int, right: int) -> Tensor:
     return padded[:, height - down : 2 * height - down, width - right : 2 * width - right]
 
 
-def blend_windows(parts: list[Tensor], windows: list[list[int]], num_frames: int, dim: int) -> Tensor:
+def blend_windows(
+    parts: list[Tensor], windows: list[list[int]], weights: list[list[float]], num_frames: int, dim: int
+) -> Tensor:
     """The weighted mean of the windows' predictions, each with its frames along `dim`."""
     shape = list(parts[0].shape)
     shape[dim] = num_frames
     total, norm = parts[0].new_zeros(shape), parts[0].new_zeros(num_frames)
     column = [-1 if axis == dim else 1 for axis in range(len(shape))]
-    for part, window in zip(parts, windows, strict=True):
-        weights = torch.tensor(window_weights(len(window)), device=part.device, dtype=part.dtype)
+    for part, window, counts in zip(parts, windows, weights, strict=True):
+        weight = torch.tensor(counts, device=part.device, dtype=part.dtype)
         frames = torch.tensor(window, device=part.device)
-        total.index_add_(dim, frames, part * weights.view(column))
-        norm.index_add_(0, frames, weights)
+        total.index_add_(dim, frames, part * weight.view(column))
+        norm.index_add_(0, frames, weight)
     return total / norm.view(column)

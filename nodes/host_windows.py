@@ -36,7 +36,7 @@ def with_context_windows(model: ModelPatcher, length: int, overlap: int, loop: b
     patched = model.clone()
     patched.model_options["context_handler"] = FrameWindows(
         ContextSchedule("followclick", _schedule),
-        ContextFuseMethod("pyramid", _pyramid),
+        ContextFuseMethod("pyramid", _weights),
         context_length=length,
         context_overlap=overlap,
         closed_loop=loop,
@@ -62,8 +62,9 @@ def _schedule(num_frames: int, handler: IndexListContextHandler, _options: dict)
     return context_windows(num_frames, handler.context_length, handler.context_overlap, handler.closed_loop)
 
 
-def _pyramid(length: int, **_: object) -> list[float]:
-    return window_weights(length)
+def _weights(_length: int, full_length: int, idxs: list[int], handler: IndexListContextHandler, **_: object) -> list:
+    loop = handler.closed_loop and handler.context_schedule.func is _schedule
+    return window_weights(list(idxs), full_length, handler.context_overlap, loop)
 
 
 class FrameWindow(IndexListContextWindow):
@@ -102,7 +103,7 @@ class FrameWindows(IndexListContextHandler):
         self._begin: Tensor | None = None
 
     def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
-        looping = self._is_own() and self.closed_loop and len(x_in) > 1
+        looping = self.context_schedule.func is _schedule and self.closed_loop and len(x_in) > 1
         return looping or super().should_use_context(model, conds, x_in, timestep, model_options)
 
     def set_step(self, timestep: Tensor, model_options: dict) -> None:
@@ -116,15 +117,9 @@ class FrameWindows(IndexListContextHandler):
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list:
         self._start()
         try:
-            predictions = super().execute(calc_cond_batch, model, conds, x_in, timestep, model_options)
+            return super().execute(calc_cond_batch, model, conds, x_in, timestep, model_options)
         finally:
             self._start()
-        first_frame = _first_frame_of(conds) if self._is_own() and self.closed_loop else None
-        if first_frame is not None:
-            # In a loop windows see frame 0 from both sides, so none of them holds it at the photo.
-            for prediction in predictions:
-                prediction[0] = first_frame[0, 1:].to(prediction)
-        return predictions
 
     def evaluate_context_windows(
         self, calc_cond_batch, model, x_in, conds, timestep, windows, model_options, *more, **named
@@ -132,7 +127,8 @@ class FrameWindows(IndexListContextHandler):
         frames = list(windows[0][1].index_list)
         self._begin = None
         if frames[0] != 0 and any(frames[0] in seen for seen in self._windows):
-            so_far = blend_windows(self._predicted, self._windows, len(x_in), dim=0)
+            weights = [_weights(0, len(x_in), window, self) for window in self._windows]
+            so_far = blend_windows(self._predicted, self._windows, weights, len(x_in), dim=0)
             self._begin = so_far[frames[:1]]
         # Packs that keep something for each frame (image prompts, ControlNets) look here for what is sampled now.
         model_options["transformer_options"]["ad_params"] = {
@@ -187,15 +183,3 @@ class FrameWindows(IndexListContextHandler):
                 own.previous_controlnet = self._control_of(control.previous_controlnet, num_frames, window)
             self._controls[key] = own
         return self._controls[key]
-
-    def _is_own(self) -> bool:
-        return self.context_schedule.func is _schedule
-
-
-def _first_frame_of(conds: list) -> Tensor | None:
-    """The first-frame condition, f 5 h w, of the first entry that has one; all have the same photo."""
-    for entries in conds:
-        for entry in entries or ():
-            if FIRST_FRAME in entry.get("model_conds", {}):
-                return entry["model_conds"][FIRST_FRAME].cond
-    return None

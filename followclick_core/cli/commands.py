@@ -17,6 +17,7 @@ def animate(arguments: argparse.Namespace) -> None:
     from ..animator import Animator, check_request
     from ..clip import check_clip_output
     from ..files import check_writable, write_json
+    from ..generate import SamplingParams
     from ..images import check_mask_name, load_image, save_mask
     from ..segment import clicks_from_pixels
     from .progress import StageBars
@@ -29,25 +30,19 @@ def animate(arguments: argparse.Namespace) -> None:
         check_writable(arguments.mask_output)
     if arguments.report:
         check_writable(arguments.report)
-    image, clicks = load_image(arguments.photo), _clicks(arguments)
-    clicks_from_pixels(clicks, _size(image))
-    check_request(arguments.motion, arguments.magnitude, arguments.frames, arguments.steps, arguments.cfg)
-    device = chosen_device(arguments.device)
+    image = load_image(arguments.photo)
+    asked = [(_clicks(arguments), arguments.motion, arguments.magnitude), *map(_also, arguments.also)]
+    params = SamplingParams(arguments.frames, arguments.steps, arguments.cfg, loop=arguments.loop)
+    for clicks, motion, magnitude in asked:
+        clicks_from_pixels(clicks, _size(image))
+        check_request(motion, magnitude, params.num_frames, params.steps, params.guidance_scale)
+    device, seconds = chosen_device(arguments.device), {}
     with StageBars(arguments.quiet) as progress:
         progress("load", 0, 1)
         animator = Animator.load(arguments.model, device)
         progress("load", 1, 1)
-        clip = animator.animate(
-            image,
-            clicks,
-            arguments.motion,
-            magnitude=arguments.magnitude,
-            num_frames=arguments.frames,
-            steps=arguments.steps,
-            guidance_scale=arguments.cfg,
-            seed=arguments.seed,
-            progress=progress,
-        )
+        objects = animator.select(image, asked, progress, seconds)
+        clip = animator.animate_objects(image, objects, params, arguments.seed, progress, seconds)
     clip.save(arguments.output)
     if arguments.mask_output:
         save_mask(arguments.mask_output, clip.mask)
@@ -131,6 +126,18 @@ def build_art(arguments: argparse.Namespace) -> None:
 
 def _clicks(arguments: argparse.Namespace) -> list[tuple[float, float, int]]:
     return [(x, y, 1) for x, y in arguments.click] + [(x, y, 0) for x, y in arguments.exclude]
+
+
+def _also(words: list[str]) -> tuple[list[tuple[float, float, int]], str, float]:
+    """Clicks, motion and magnitude of a further object."""
+    example = 'give a point, what it does and how fast, such as --also 300,180 "move left" 8'
+    if len(words) not in (2, 3):
+        raise ValueError(f"--also has {len(words)} values; {example}.")
+    try:
+        x, y = (float(part) for part in words[0].split(","))
+        return [(x, y, 1)], words[1], float(words[2]) if len(words) > 2 else 6.0
+    except ValueError:
+        raise ValueError(f"--also {' '.join(words)} holds something that is no number; {example}.") from None
 
 
 def _candidate(text: str) -> int | None:

@@ -25,6 +25,8 @@ Animate the clicked object of a photo. Clicks count pixels from the photo's uppe
   {PROGRAM} animate eagle.jpg --click 512,300 --motion "flap" --output eagle.webp
   {PROGRAM} animate street.jpg --click 90,210 --exclude 90,260 --motion "move left" --magnitude 12 \\
       --output street.mp4 --mask-output mask.png --report report.json
+  {PROGRAM} animate pond.jpg --click 90,210 --motion "swim" --also 300,180 "sway" 4 --frames 48 --loop \\
+      --output pond.webp
 
 The output's suffix chooses the format: .webp, .gif, .mp4, .png (numbered frames), or none for a folder of frames.
 """
@@ -113,10 +115,19 @@ def _animate(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="how fast: mean motion in pixels per frame at 512 pixels of width, 0 to 32 (default 6)",
     )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        nargs="+",
+        metavar="X,Y VERB [PX]",
+        help="another object that moves: a point on it, what it does, and how fast; repeat it at will",
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="the clip: .webp, .gif, .mp4, .png or a folder")
     parser.add_argument("--mask-output", metavar="PNG", help="also write the mask that the clicks selected")
     parser.add_argument("--report", metavar="JSON", help="also write what was asked and what was measured")
     parser.add_argument("--frames", type=int, default=16, metavar="N", help="length of the clip (default 16)")
+    parser.add_argument("--loop", action="store_true", help="the last frame runs into the first")
     parser.add_argument("--steps", type=int, default=25, metavar="N", help="sampling steps (default 25)")
     parser.add_argument("--cfg", type=float, default=7.5, metavar="X", help="guidance scale (default 7.5)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="another seed, another clip (default 0)")

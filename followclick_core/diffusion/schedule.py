@@ -84,11 +84,6 @@ class NoiseSchedule(nn.Module):
         alpha_t, sigma_t = self._coefficients(t)
         return alpha_t * noise - sigma_t * x_0
 
-    def velocity_to(self, x_t: Video, x_0: Video, t: Timesteps) -> Video:
-        """The v by which x_t is predicted to become x_0: `predict_x_0` turned round."""
-        alpha_t, sigma_t = self._coefficients(t)
-        return (alpha_t * x_t - x_0) / sigma_t
-
     def predict_x_0(self, x_t: Video, v: Video, t: Timesteps) -> Video:
         alpha_t, sigma_t = self._coefficients(t)
         return alpha_t * x_t - sigma_t * v

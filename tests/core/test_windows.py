@@ -23,14 +23,36 @@ def test_windows_cover_every_frame_and_overlap_as_asked(num_frames, length, over
     windows = context_windows(num_frames, length, overlap, loop)
     assert windows[0][0] == 0 and {len(window) for window in windows} == {min(length, num_frames)}
     assert {frame for window in windows for frame in window} == set(range(num_frames))
-    for before, after in itertools.pairwise(windows):
-        assert len(set(before) & set(after)) >= overlap
-        # Where a window begins, the one before has something to continue from.
-        assert overlap == 0 or after[0] in before
-    if loop and num_frames > 2 and overlap:
-        assert any(last == num_frames - 1 and first == 0 for w in windows for last, first in itertools.pairwise(w))
-    elif not loop:
-        assert all(window == list(range(window[0], window[-1] + 1)) for window in windows)
+    half = len(windows) // 2
+    ways = [windows[:half], windows[half:]] if loop and num_frames > 1 else [windows]
+    for way in ways:
+        assert way[0][0] == 0  # both set out from the photo
+        for before, after in itertools.pairwise(way):
+            assert len(set(before) & set(after)) >= overlap
+            # Where a window begins, the one before has something to continue from.
+            assert overlap == 0 or after[0] in before
+    assert all(window == list(range(window[0], window[-1] + 1)) for window in ways[0])
+    assert [[-frame % num_frames for frame in window] for window in ways[-1]] == ways[0] or len(ways) == 1
+    # Every frame counts.
+    total = torch.zeros(num_frames)
+    for window in windows:
+        total[window] += torch.tensor(window_weights(window, num_frames, overlap, loop))
+    assert total.min() > 0
+
+
+@pytest.mark.parametrize("num_frames", [4, 9, 16, 40])
+def test_each_half_of_a_loop_is_the_way_that_leaves_the_photo_there(num_frames):
+    windows = context_windows(num_frames, 16, 4, loop=True)
+    weights = [window_weights(window, num_frames, 4, loop=True) for window in windows]
+    forwards = [
+        torch.tensor([float(-f % num_frames if i >= len(windows) // 2 else f) for f in w])
+        for i, w in enumerate(windows)
+    ]
+    distance = blend_windows(forwards, windows, weights, num_frames, dim=0)
+    # Frames before the last are as far from the photo as those after the first: out, and back.
+    torch.testing.assert_close(distance[1:], distance[1:].flip(0))
+    assert distance[0] == 0 and distance[1] == distance[-1] == pytest.approx(1, abs=0.01 if num_frames > 8 else 1)
+    assert distance.diff().abs().max() < 1.6
 
 
 @pytest.mark.parametrize(("length", "overlap"), [(0, 0), (4, 4), (4, -1)])
@@ -40,12 +62,13 @@ def test_windows_that_make_no_sense_are_refused(length, overlap):
 
 
 def test_blending_keeps_what_windows_agree_on_and_weighs_the_middle_most():
-    assert window_weights(5) == [1, 2, 3, 2, 1] and window_weights(4) == [1, 2, 2, 1]
+    assert window_weights(list(range(5)), 9) == [1, 2, 3, 2, 1] and window_weights(list(range(5, 9)), 9) == [1, 2, 2, 1]
     windows = context_windows(10, 6, 2)
     whole = torch.randn((2, 3, 10, 4), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(blend_windows([whole[:, :, w] for w in windows], windows, 10, dim=2), whole)
+    weights = [window_weights(window, 10) for window in windows]
+    torch.testing.assert_close(blend_windows([whole[:, :, w] for w in windows], windows, weights, 10, dim=2), whole)
     parts = [torch.full((6,), float(index)) for index in range(2)]
-    blended = blend_windows(parts, [list(range(6)), list(range(4, 10))], 10, dim=0)
+    blended = blend_windows(parts, windows, weights, 10, dim=0)
     torch.testing.assert_close(blended, torch.tensor([0, 0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1, 1]))
 
 

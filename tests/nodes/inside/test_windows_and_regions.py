@@ -107,14 +107,6 @@ def test_windows_are_those_of_the_core(pack, demo, graph, picture, square, loop)
     assert torch.equal(pack.sample(early, *conditioned), windowed)
 
 
-def test_a_loops_first_frame_is_the_photo(pack, demo, graph, picture, square):
-    positive, negative, latent = pack.first_frame(demo, picture, pack.regions(demo, square), length=4)
-    model = pack.run("ContextWindows", model=graph.model, context_length=16, context_overlap=4, loop=True)[0]
-    clip = pack.sample(model, positive, negative, latent) * 0.18215
-    photo = positive[0][1]["model_conds"]["first_frame"].cond[0, 1:]
-    torch.testing.assert_close(clip[0], photo, rtol=1e-3, atol=1e-3)
-
-
 def host_windows(model, length=4, overlap=2, schedule="standard_static"):
     inputs = {"context_stride": 1, "closed_loop": False, "fuse_method": "pyramid", "dim": 0}
     return ContextWindowsManualNode.execute(model, length, overlap, schedule, **inputs).result[0]
