@@ -112,7 +112,8 @@ def running_server(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [comfyui.python, "main.py", "--cpu", "--port", str(port)]
+    command = [comfyui.python, "main.py", "--port", str(port)]
+    command += [] if os.environ.get("FOLLOWCLICK_TEST_CUDA") else ["--cpu"]
     command += ["--extra-model-paths-config", str(folder / "paths.yaml")]
     command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *packs]
     command += ["--input-directory", str(folder / "input"), "--output-directory", str(folder / "output")]

@@ -227,7 +227,9 @@ def end(flow: Workflow, column: int, frames: tuple[int, int]) -> None:
     flow.add("SaveVideo", column, video=video[0], filename_prefix="FollowClick/clip")
 
 
-def sample(flow: Workflow, column: int, model: tuple, conditions: tuple, latent: tuple, vae: tuple) -> Node:
+def sample(
+    flow: Workflow, column: int, model: tuple, conditions: tuple, latent: tuple, vae: tuple, cfg: float = 7.5
+) -> Node:
     sampler = flow.add(
         "KSampler",
         column,
@@ -237,7 +239,7 @@ def sample(flow: Workflow, column: int, model: tuple, conditions: tuple, latent:
         latent_image=latent,
         seed=1,
         steps=25,
-        cfg=7.5,
+        cfg=cfg,
         sampler_name="euler",
         scheduler="simple",
         denoise=1.0,
@@ -256,7 +258,7 @@ def two_objects(infos: dict) -> Workflow:
     flow = Workflow("two_objects", NOTES["two_objects"], infos)
     photo = flow.add("FollowClick_ExamplePhoto", 0, picture="saucer_and_rocket")
     demo = flow.add("FollowClick_LoadDemoModel", 0)
-    motions = {"object_1": ("move right", 8), "object_2": ("launch", 8)}
+    motions = {"object_1": ("move right", 5), "object_2": ("launch", 5)}
     where = flow.add(
         "FollowClick_ClickToMask",
         1,
@@ -279,7 +281,7 @@ def two_objects(infos: dict) -> Workflow:
         motion_model=demo[3],
     )
     model = flow.add("FollowClick_ApplyMotionModel", 3, model=demo[0], motion_model=demo[3])
-    frames = sample(flow, 4, model[0], (first[0], first[1]), first[2], demo[2])
+    frames = sample(flow, 4, model[0], (first[0], first[1]), first[2], demo[2], cfg=4.0)
     end(flow, 5, frames[0])
     return flow
 
@@ -288,11 +290,9 @@ def photo_crop_and_stitch(infos: dict) -> Workflow:
     flow = Workflow("photo_crop_and_stitch", NOTES["photo_crop_and_stitch"], infos)
     photo = flow.add("FollowClick_ExamplePhoto", 0, picture="rocket")
     demo = flow.add("FollowClick_LoadDemoModel", 0)
-    where = flow.add(
-        "FollowClick_ClickToMask", 1, image=photo[0], segmenter=demo[4], clicks=clicks(ROCKET), grow=2
-    )
+    where = flow.add("FollowClick_ClickToMask", 1, image=photo[0], segmenter=demo[4], clicks=clicks(ROCKET), grow=2)
     flow.add("MaskPreview", 1, mask=where[0])
-    crop = flow.add("FollowClick_CropRegion", 2, image=photo[0], mask=where[0], context=2.0)
+    crop = flow.add("FollowClick_CropRegion", 2, image=photo[0], mask=where[0], context=1.4)
     flow.add("PreviewImage", 2, "What the model sees", images=crop[0])
     positive, negative = texts(flow, 3, demo[1], "launch")
     region = flow.add(
@@ -309,7 +309,7 @@ def photo_crop_and_stitch(infos: dict) -> Workflow:
         motion_model=demo[3],
     )
     model = flow.add("FollowClick_ApplyMotionModel", 4, model=demo[0], motion_model=demo[3])
-    frames = sample(flow, 5, model[0], (first[0], first[1]), first[2], demo[2])
+    frames = sample(flow, 5, model[0], (first[0], first[1]), first[2], demo[2], cfg=4.0)
     whole = flow.add("FollowClick_StitchRegion", 6, frames=frames[0], place=crop[2])
     end(flow, 6, whole[0])
     return flow
@@ -322,7 +322,9 @@ def sd15(infos: dict, name: str, motion_file: str, pose: str | None = None) -> W
     base = flow.add("CheckpointLoaderSimple", 0, ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")
     motion = flow.add("FollowClick_LoadMotionModel", 0, name=motion_file)
     segmenter = flow.add("FollowClick_LoadSegmenter", 0, name="demo")
-    where = flow.add("FollowClick_ClickToMask", 1, image=photo[0], segmenter=segmenter[0], clicks=clicks(ROCKET), grow=2)
+    where = flow.add(
+        "FollowClick_ClickToMask", 1, image=photo[0], segmenter=segmenter[0], clicks=clicks(ROCKET), grow=2
+    )
     flow.add("MaskPreview", 1, mask=where[0])
     positive, negative = texts(flow, 2, base[1], "a rocket at night, floodlights, photo")
     region = flow.add(
@@ -341,9 +343,7 @@ def sd15(infos: dict, name: str, motion_file: str, pose: str | None = None) -> W
     model = flow.add("FollowClick_ApplyMotionModel", 3, model=base[0], motion_model=motion[0])
     conditions = (first[0], first[1])
     if pose:
-        control = flow.add(
-            "ControlNetLoader", 4, control_net_name="control_v11p_sd15_openpose_fp16.safetensors"
-        )
+        control = flow.add("ControlNetLoader", 4, control_net_name="control_v11p_sd15_openpose_fp16.safetensors")
         frames = _poses_of_video(flow) if pose == "video" else flow.add("LoadImageSetFromFolderNode", 4, folder="poses")
         flow.add("PreviewImage", 4, "The poses, one per frame", images=frames[0])
         guided = flow.add(

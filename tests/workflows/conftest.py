@@ -43,6 +43,25 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def start_server(tmp_path_factory):
+    """Start a further server, with other options or packs, for a `with` block."""
+    if COMFYUI is None:
+        pytest.skip(f"workflow tests need ComfyUI, and {REASON}")
+
+    def start(*options: str, packs: dict[str, Path] | None = None):
+        folder = tmp_path_factory.mktemp("comfyui-more")
+        return _comfyui_server.running_server(COMFYUI, folder, *options, packs={**TESTING_PACK, **(packs or {})})
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def checkpoint_files():
+    """Synthesised motion model files of every family; see tests/checkpoint_files.py."""
+    return _checkpoint_files
+
+
+@pytest.fixture(scope="session")
 def graphs() -> dict[str, dict]:
     """The example workflows in their API form, by name."""
     workflows = TESTS.parent / "workflows" / "api"

@@ -8,11 +8,20 @@ from aiohttp import web
 from server import PromptServer
 
 from .models import RandomClip, RandomModel
-from .watching import FailOnce, InterruptAtStep, ShortOfMemory, WatchCalls, memory_bytes, modules_with_hooks, watched
+from .watching import (
+    FailOnce,
+    InterruptAtStep,
+    NoVideoMemory,
+    ShortOfMemory,
+    WatchCalls,
+    memory_bytes,
+    modules_with_hooks,
+    watched,
+)
 
 NODE_CLASS_MAPPINGS = {
     f"Testing_{kind.__name__}": kind
-    for kind in (RandomModel, RandomClip, WatchCalls, ShortOfMemory, InterruptAtStep, FailOnce)
+    for kind in (RandomModel, RandomClip, WatchCalls, ShortOfMemory, NoVideoMemory, InterruptAtStep, FailOnce)
 }
 
 _routes = PromptServer.instance.routes

@@ -66,6 +66,27 @@ class ShortOfMemory(_OfModel):
         return (patched,)
 
 
+class NoVideoMemory(_OfModel):
+    """While it samples, the host holds no weights on its device, as with --novram: each layer fetches its own."""
+
+    def patch(self, model):
+        def sample(executor, *args, **kwargs):
+            memory = comfy.model_management
+            state, is_cpu = memory.vram_state, memory.is_device_cpu
+            memory.unload_all_models()
+            memory.vram_state, memory.is_device_cpu = memory.VRAMState.NO_VRAM, lambda device: False
+            try:
+                return executor(*args, **kwargs)
+            finally:
+                watched.append({"streamed": bool(executor.class_obj.model_patcher.model.model_lowvram)})
+                memory.vram_state, memory.is_device_cpu = state, is_cpu
+                memory.unload_all_models()
+
+        patched = model.clone()
+        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "testing", sample)
+        return (patched,)
+
+
 class InterruptAtStep(_OfModel):
     """Does within a step what the route /interrupt does: in exactly this one, however fast the machine is."""
 
