@@ -138,7 +138,7 @@ class StitchRegion(io.ComfyNode):
                     "even_size",
                     default=True,
                     optional=True,
-                    tooltip="Leave out the last row or column of a photo with an odd number: Save Video wants even ones.",
+                    tooltip="Leave out the last row or column of a photo of odd size: Save Video wants even ones.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="frames")],

@@ -2,9 +2,9 @@
 
     python workflows/make_thumbnails.py [http://127.0.0.1:8188 [workflow ...]]
 
-Each picture shows the clip's first frame with the clicked region outlined, and two later frames. Of a workflow that wants
-files which do not come with the pack it shows the graph itself, in the host's front end (with playwright and a Chromium,
-which CHROMIUM may name).
+Each picture shows the clip's first frame with the clicked region outlined, and two later frames. Of a workflow that
+wants files which do not come with the pack it shows the graph itself, in the host's front end (with playwright and a
+Chromium, which CHROMIUM may name).
 """
 
 import io

@@ -7,6 +7,7 @@ The server tells the nodes' inputs and their order, so run it again when a node 
 """
 
 import json
+import re
 import sys
 import urllib.request
 from dataclasses import dataclass, field
@@ -70,7 +71,8 @@ class Workflow:
 
     def __post_init__(self) -> None:
         self.note = self.note.strip()
-        self.bottoms[0] = 120 + 17 * len(self.note) // 45 + 18 * self.note.count("\n") + GAP
+        shown = re.sub(r"\(https?:[^)]*\)", "", self.note)
+        self.bottoms[0] = 110 + 14 * len(shown) // 45 + 14 * shown.count("\n") + GAP
 
     def add(self, kind: str, column: int, title: str | None = None, **inputs: object) -> Node:
         used = [name for name in inputs.values() if name in MODELS] if self._widgets(kind) else []
@@ -377,8 +379,8 @@ NOTES = {
     "two_objects": f"""
 ## Two objects, two motions
 
-1. In **Click to Mask** the saucer is object 1 and the rocket object 2; *Another object* begins the next one. Each says what
-   it does and how strongly.
+1. In **Click to Mask** the saucer is object 1 and the rocket object 2; *Another object* begins the next one. Each says
+   what it does and how strongly.
 2. **Motion Region** makes a region of each; where the editor says nothing, its own prompt and magnitude count.
 3. Queue. The clip is saved in `output`.
 
@@ -387,8 +389,8 @@ Everything that is needed comes with the pack. {PHOTO}
     "photo_crop_and_stitch": f"""
 ## A large photo, one object
 
-The model works at its own size. **Crop Region** gives it only the part around what you clicked, and **Stitch Region** puts
-the clip back, so the rest of every frame is the photo's own pixels. *context* says how much room the object gets.
+The model works at its own size. **Crop Region** gives it only the part around what you clicked, and **Stitch Region**
+puts the clip back, so the rest of every frame is the photo's own pixels. *context* says how much room the object gets.
 
 Everything that is needed comes with the pack. {PHOTO} A photo of twelve megapixels is what this is for.
 """,
@@ -421,8 +423,8 @@ Download, and press R:
 {downloads(CHECKPOINT, "mm_sd15_v3.safetensors", CONTROLNET)}
 
 The pose comes from **OpenPose Pose Recognition** of the pack
-[comfyui_controlnet_aux](https://github.com/Fannovel16/comfyui_controlnet_aux), which the Manager installs. Put a video of
-at least 16 frames into `input` as `driving.mp4`, or choose another in *Load Video*. With ready pose frames, use
+[comfyui_controlnet_aux](https://github.com/Fannovel16/comfyui_controlnet_aux), which the Manager installs. Put a video
+of at least 16 frames into `input` as `driving.mp4`, or choose another in *Load Video*. With ready pose frames, use
 *pose_controlnet_folder*, which needs no other pack. Click on the person in your photo. {PHOTO}
 """,
     "pose_controlnet_folder": f"""
@@ -432,9 +434,9 @@ Download, and press R:
 
 {downloads(CHECKPOINT, "mm_sd15_v3.safetensors", CONTROLNET)}
 
-Put the pose pictures (OpenPose's coloured skeletons on black) into the folder `input/poses`, named in their order: as
-many as *length* in *First Frame*, or a single one for all. *pose_controlnet* makes them from a video. Click on the person
-in your photo. {PHOTO}
+Put the pose pictures (OpenPose's coloured skeletons on black) into the folder `input/poses`, named in their order:
+as many as *length* in *First Frame*, or a single one for all. *pose_controlnet* makes them from a video. Click on the
+person in your photo. {PHOTO}
 """,
 }
 

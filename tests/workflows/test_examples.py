@@ -1,4 +1,4 @@
-"""The example workflows with small random models in the place of the files that they name, and what they say of these."""
+"""The example workflows with small random models in the place of the files that they name, and what they say."""
 
 import copy
 import json

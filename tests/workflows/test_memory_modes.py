@@ -1,4 +1,4 @@
-"""Little video memory. ComfyUI takes --lowvram and --novram on a GPU only; what they do to a model, a test can have here."""
+"""Little video memory. ComfyUI takes --lowvram and --novram on a GPU only; what they do can be had here as well."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Beside AnimateDiff Evolved, the pack that most users of motion models have: both work, and on one MODEL they say no."""
+"""Beside AnimateDiff Evolved, which most users of motion models have: both work, and both on one MODEL is an error."""
 
 import os
 from pathlib import Path
