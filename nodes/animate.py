@@ -73,7 +73,7 @@ class MotionSchedule(io.ComfyNode):
                     options=list(SPACINGS),
                     default="trailing",
                     optional=True,
-                    tooltip="trailing begins at pure noise; leading stops short of it, as the authors' release samples.",
+                    tooltip="trailing begins at pure noise; leading stops short of it, as the authors' code does.",
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],

@@ -169,7 +169,7 @@ def _blended(
 
 
 def _prompted(own: Tensor, text: Tensor, regions: Regions, speaks: bool) -> Tensor:
-    """What the spatial cross-attention reads in a region: its prompt alone, or `own`, with the prompt if it `speaks`."""
+    """What the spatial cross-attention reads in a region: its prompt alone, or `own`, with it if that `speaks`."""
     if _is_prompt(own, regions):
         return text
     return spoken(own, text) if speaks else own
@@ -343,7 +343,7 @@ def _conditioning(
     of_frames = motion[MAGNITUDE] is not None and motion[MAGNITUDE].ndim == 1
     frames = motion[MAGNITUDE].float().view(-1, num_frames) * width_ratio if of_frames else None
     if shares is None:
-        return MotionConditioning(num_frames, context, frames, first_frame, fps)
+        return MotionConditioning(num_frames, context, frames, first_frame, fps=fps)
     of_regions = None if of_frames or magnitude is None else magnitude.float() * width_ratio
     blend = RegionBlend(shares, context, of_regions, prompts)
     return MotionConditioning(num_frames, magnitude=frames, first_frame=first_frame, fps=fps, regions=blend)

@@ -39,8 +39,8 @@ class MotionConditioning:
     context: Tokens | None = None
     magnitude: PerSample | Float[Tensor, "b f"] | None = None
     first_frame: Video | None = None
-    fps: float | None = None
     regions: RegionBlend | None = None
+    fps: float | None = None
     # Projected once and kept for all steps; `dataclasses.replace` hands it on, so other frames share it.
     _key_values: dict[int, KeyValue | None] = field(default_factory=dict, repr=False)
 

@@ -1,8 +1,8 @@
 """The same mathematics as diffusers', on the same random weights: motion modules, the whole motion UNet, DDIM.
 
 Where diffusers departs from the original, its layers are set as the original has them: it normalises a motion module's
-input over all frames together, AnimateDiff each frame by itself; its ResBlocks normalise each frame, those of AnimateDiff
-v1, PIA and the authors' release all frames together.
+input over all frames together, AnimateDiff each frame by itself; its ResBlocks normalise each frame, those of
+AnimateDiff v1, PIA and the authors' release all frames together.
 """
 
 import pytest

@@ -35,11 +35,11 @@ def photo_file(tmp_path, photo) -> Path:
 def animate(photo_file, tmp_path, untrained_weights):
     """main(["animate", …]) with small settings, each of which a test may replace (None leaves it out)."""
 
-    def call(**replaced) -> int:
+    def call(more=(), **replaced) -> int:
         options = {"click": "64,48", "motion": "run", "frames": 4, "steps": 2, "device": "cpu"}
         options |= {"model": untrained_weights, "output": tmp_path / "out.webp"} | replaced
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-        return main(["animate", str(photo_file), *flags])
+        return main(["animate", str(photo_file), *flags, *more])
 
     return call
 
@@ -89,6 +89,21 @@ def test_animate_writes_clip_mask_and_report(animate, tmp_path, capsys):
     output = capsys.readouterr()
     assert "out: 4 frames of" in output.out
     assert all(label in output.err for label in ("finding the object", "sampling", "decoding", "measuring"))
+
+
+def test_several_objects_long_clips_and_loops(animate, tmp_path):
+    report_file = tmp_path / "report.json"
+    flags = {"output": tmp_path / "out", "report": report_file, "frames": 18, "steps": 1}
+    assert animate(**flags, more=["--also", "30,30", "jump", "3", "--also", "90,70", "sway", "--loop"]) == 0
+    asked = json.loads(report_file.read_text())["asked"]
+    assert len(load_frames(tmp_path / "out")) == 18 and asked["loop"] is True
+    assert [(each["motion"], each["magnitude"]) for each in asked["also"]] == [("jump", 3), ("sway", 6)]
+
+
+@pytest.mark.parametrize("words", [["30,30"], ["30,30", "jump", "fast"], ["30;30", "jump"], ["30,30", "a", "2", "b"]])
+def test_another_object_that_is_misspelt_is_one_sentence(animate, sentence, words):
+    assert animate(more=["--also", *words]) == 2
+    assert "give a point, what it does and how fast" in sentence()
 
 
 def test_the_same_seed_gives_the_same_clip_and_another_seed_another(animate, tmp_path):

@@ -66,6 +66,7 @@ def relative_targets(path: Path) -> set[str]:
     [
         ("models", {"animator", "training", "evaluation", "data", "cli", "segment", "flow"}),
         ("diffusion", {"animator", "training", "evaluation", "data", "cli", "models", "segment", "flow"}),
+        ("families", {"animator", "training", "evaluation", "data", "cli", "models", "segment", "flow"}),
         ("segment", {"animator", "training", "evaluation", "data", "cli", "models", "diffusion", "flow"}),
         ("flow", {"animator", "training", "evaluation", "data", "cli", "models", "diffusion", "segment"}),
         ("data", {"animator", "training", "evaluation", "cli"}),

@@ -19,23 +19,20 @@ def bundle():
 
 
 def drawn_scene(seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A picture that no training has seen, drawn here: two patterned discs before a soft background; and their masks."""
+    """A picture that no training has seen, two patterned discs before a soft background, and the discs' masks."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(60, 150, (6, 6, 3), dtype=np.uint8))
     picture = coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     masks = []
-    for (x, y), colours in zip(
-        CENTRES,
-        rng.permutation([(235, 60, 40), (250, 200, 40), (40, 90, 235), (240, 240, 240)]).reshape(2, 2, 3),
-        strict=True,
-    ):
+    colours = rng.permutation([(235, 60, 40), (250, 200, 40), (40, 90, 235), (240, 240, 240)])
+    colours = [tuple(colour) for colour in colours.tolist()]
+    for (x, y), plain, dots in zip(CENTRES, colours[:2], colours[2:], strict=True):
         mask = Image.new("L", (SIZE, SIZE))
         ImageDraw.Draw(mask).ellipse((x - 20, y - 20, x + 20, y + 20), fill=255)
-        disc = Image.new("RGB", (SIZE, SIZE), tuple(colours[0].tolist()))
+        disc = Image.new("RGB", (SIZE, SIZE), plain)
         for dx, dy in ((-9, -6), (9, -6), (0, 9)):
-            ImageDraw.Draw(disc).ellipse(
-                (x + dx - 5, y + dy - 5, x + dx + 5, y + dy + 5), fill=tuple(colours[1].tolist())
-            )
+            box = (x + dx - 5, y + dy - 5, x + dx + 5, y + dy + 5)
+            ImageDraw.Draw(disc).ellipse(box, fill=dots)
         picture.paste(disc, mask=mask.filter(ImageFilter.GaussianBlur(0.7)))
         masks.append(np.asarray(mask) > 127)
     return np.asarray(picture), masks
@@ -64,10 +61,10 @@ def velocity(frames, mask, first=8):
     return (tracks.steps * inside[..., None]).sum((0, 1)) / max(1, inside.sum())
 
 
-@pytest.mark.parametrize("mode", ["blended", "separate"])
-def test_two_objects_each_follow_their_own_verb(bundle, mode):
-    scenes = [drawn_scene(seed) for seed in (0, 1)]
-    params = SamplingParams(steps=6, guidance_scale=5.0, region_mode=mode)
+@pytest.mark.parametrize(("mode", "seeds"), [("blended", (0, 1)), ("separate", (0,))])
+def test_two_objects_each_follow_their_own_verb(bundle, mode, seeds):
+    scenes = [drawn_scene(seed) for seed in seeds]
+    params = SamplingParams(steps=5, guidance_scale=5.0, region_mode=mode)
     clips = sampled(bundle, scenes, ["move left", "move up"], [8.0, 8.0], params)
     left, up = (
         np.mean([velocity(clip, masks[i]) for clip, (_, masks) in zip(clips, scenes, strict=True)], axis=0)
