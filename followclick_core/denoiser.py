@@ -57,12 +57,16 @@ class ClipDenoiser:
         for index, window in enumerate(self.windows):
             begin = None
             if window[0] != 0:  # where the windows before leave off
-                done = parts, self.windows[:index], self.weights[:index]
-                so_far = blend_windows(*done, x_t.shape[2], dim=2)[: len(x_t), :, window[0]]
+                weights = self.weights[:index]
+                so_far = blend_windows(parts, self.windows[:index], weights, x_t.shape[2], dim=2)
+                so_far = so_far[: len(x_t), :, window[0]]
                 begin = self.schedule.predict_x_0(x_t[:, :, window[:1]], so_far[:, :, None], t)[:, :, 0]
             parts.append(self._predict(x_t[:, :, window], t, window, begin))
         v = blend_windows(parts, self.windows, self.weights, x_t.shape[2], dim=2) if len(parts) > 1 else parts[0]
-        return guide(*v.chunk(2), self.guidance_scale, self.guidance_rescale) if self.guided else v
+        if not self.guided:
+            return v
+        v_cond, v_uncond = v.chunk(2)
+        return guide(v_cond, v_uncond, self.guidance_scale, self.guidance_rescale)
 
     def _predict(self, x_t: Video, t: Timesteps, window: list[int], begin: Tensor | None) -> Tensor:
         """v of one window, b c f h w; with guidance of both halves, one after the other in the batch."""

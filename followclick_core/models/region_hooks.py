@@ -138,7 +138,7 @@ class RegionHooks:
 
         Only that part is exchanged: what another pack adds to the attention's result (an image prompt) stays in it.
         """
-        heads = getattr(attention, "heads", None) or attention.num_heads
+        heads: int = getattr(attention, "heads", None) or attention.num_heads  # type: ignore[assignment]
         seen: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable:
@@ -158,8 +158,8 @@ class RegionHooks:
             contexts = blend.spatial_contexts.to(query.device, query.dtype)
             clips, regions = contexts.shape[:2]
             key, value = (
-                rearrange(layer(contexts.flatten(0, 1)), "(b r) n (heads d) -> b r heads n d", r=regions, heads=heads)
-                for layer in (attention.to_k, attention.to_v)
+                rearrange(project(contexts.flatten(0, 1)), "(b r) n (heads d) -> b r heads n d", r=regions, heads=heads)
+                for project in (attention.get_submodule("to_k"), attention.get_submodule("to_v"))
             )
             seen.clear()  # those calls were seen as well
             of_clips = rearrange(query, "(b f) heads p d -> b heads (f p) d", b=clips)

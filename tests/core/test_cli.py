@@ -93,7 +93,7 @@ def test_animate_writes_clip_mask_and_report(animate, tmp_path, capsys):
 
 def test_several_objects_long_clips_and_loops(animate, tmp_path):
     report_file = tmp_path / "report.json"
-    flags = {"output": tmp_path / "out", "report": report_file, "frames": 18, "steps": 1}
+    flags = {"output": tmp_path / "out", "report": report_file, "frames": 18, "steps": 1, "cfg": 1}
     assert animate(**flags, more=["--also", "30,30", "jump", "3", "--also", "90,70", "sway", "--loop"]) == 0
     asked = json.loads(report_file.read_text())["asked"]
     assert len(load_frames(tmp_path / "out")) == 18 and asked["loop"] is True
