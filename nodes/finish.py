@@ -134,10 +134,18 @@ class StitchRegion(io.ComfyNode):
                     step=1.0,
                     tooltip="Pixels of the photo over which the clip fades into it at the crop's sides.",
                 ),
+                io.Boolean.Input(
+                    "even_size",
+                    default=True,
+                    optional=True,
+                    tooltip="Leave out the last row or column of a photo of odd size: Save Video wants even ones.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="frames")],
         )
 
     @classmethod
-    def execute(cls, frames: Tensor, place: Place, feather: float) -> io.NodeOutput:
-        return io.NodeOutput(frames_to_image(stitch_region(image_to_frames(frames), place, feather)))
+    def execute(cls, frames: Tensor, place: Place, feather: float, even_size: bool = True) -> io.NodeOutput:
+        whole = stitch_region(image_to_frames(frames), place, feather)
+        height, width = (size - size % 2 if even_size else size for size in whole.shape[1:3])
+        return io.NodeOutput(frames_to_image(whole[:, :height, :width]))

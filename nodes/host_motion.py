@@ -235,14 +235,18 @@ def apply_motion_model(model: ModelPatcher, motion: HostedMotionModel) -> ModelP
 def _check_free(model: ModelPatcher) -> None:
     if model.get_additional_models_with_key(KEY):
         raise ValueError("This MODEL has a motion model already; connect the one from before Apply Motion Model.")
-    if any("ADE" in wrappers for wrappers in model.wrappers.values()):
-        raise ValueError(
-            "This MODEL has a motion model of AnimateDiff Evolved, and two would fight over the frames; "
-            "connect the one from before its Apply node."
-        )
+    _check_neighbour(model)
     if not hasattr(model.model.diffusion_model, "input_blocks"):
         kind = type(model.model.diffusion_model).__name__
         raise ValueError(f"A motion model needs a Stable Diffusion 1.5 UNet, but this MODEL is a {kind}; load another.")
+
+
+def _check_neighbour(model: ModelPatcher) -> None:
+    if any("ADE" in wrappers for wrappers in model.wrappers.values()):
+        raise ValueError(
+            "This MODEL has a motion model of AnimateDiff Evolved, and two would fight over the frames; "
+            "use either its nodes or Apply Motion Model on a MODEL, not both."
+        )
 
 
 def _in_dtype_of(model: ModelPatcher, motion: HostedMotionModel) -> HostedMotionModel:
@@ -261,6 +265,7 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
 
     def outer_sample(executor: Callable, noise: Tensor, *args: object, **kwargs: object) -> Tensor:
         guider = executor.class_obj
+        _check_neighbour(guider.model_patcher)  # it may have come after us
         attachment = attach(guider.model_patcher.model.diffusion_model, motion_model)
         # The guider's options are its own for this one run.
         comfy.patcher_extension.add_wrapper_with_key(
@@ -270,8 +275,8 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
             guider.model_options,
             is_model_options=True,
         )
-        mend_windows(guider.model_options, motion_model.layout)
         try:
+            mend_windows(guider.model_options, motion_model.layout)
             return executor(noise, *args, **kwargs)
         finally:
             attachment.detach()

@@ -53,7 +53,9 @@ class ExamplePhoto(io.ComfyNode):
             description="A photo that comes with the pack, to start with. For your own, put Load Image in its place.",
             inputs=[
                 io.Combo.Input(
-                    "picture", options=list(example_pictures()), tooltip="rocket: a Falcon 9 at night, SpaceX."
+                    "picture",
+                    options=list(example_pictures()),
+                    tooltip="rocket: a Falcon 9 at night, SpaceX. saucer_and_rocket: two objects, for two motions.",
                 )
             ],
             outputs=[io.Image.Output(display_name="image")],

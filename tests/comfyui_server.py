@@ -4,20 +4,23 @@ Loaded by path from the conftest files: the tests' folder is on no import path.
 """
 
 import json
+import os
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 PACK = Path(__file__).parents[1]
 # Not the name of an installed copy of the pack, so that only this one is let in.
 NAME = "followclick-under-test"
+MODEL_FOLDERS = ("loras", "controlnet", "followclick", "animatediff_models")
 START_SECONDS, RUN_SECONDS = 180, 600
 
 
@@ -84,29 +87,45 @@ def _files(output: dict) -> dict[str, list]:
 
 
 @contextmanager
-def running_server(comfyui: Any, folder: Path, *options: str) -> Iterator[Server]:
+def running_server(
+    comfyui: Any, folder: Path, *options: str, packs: Mapping[str, Path] = MappingProxyType({})
+) -> Iterator[Server]:
     """A server that writes into `folder` only and ends with the block.
+
+    It finds models in `folder`/models as a user's server does in its own.
 
     Args:
         comfyui: What find_comfyui found.
         options: Further ones of ComfyUI's command line.
+        packs: Packs beside this one, by name.
     """
     for name in ("packs", "input", "output", "user"):
         (folder / name).mkdir()
-    (folder / "packs" / NAME).symlink_to(PACK)
-    (folder / "paths.yaml").write_text(f"test:\n  custom_nodes: {folder / 'packs'}\n")
+    packs = {NAME: PACK, **packs}
+    for name, place in packs.items():
+        (folder / "packs" / name).symlink_to(place)
+    paths = {"custom_nodes": folder / "packs"} | {name: folder / "models" / name for name in MODEL_FOLDERS}
+    for name in MODEL_FOLDERS:
+        (folder / "models" / name).mkdir(parents=True)
+    lines = [f"  {name}: {place}\n" for name, place in paths.items()]
+    (folder / "paths.yaml").write_text("test:\n" + "".join(lines))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [comfyui.python, "main.py", "--cpu", "--port", str(port)]
+    command = [comfyui.python, "main.py", "--port", str(port)]
+    command += [] if os.environ.get("FOLLOWCLICK_TEST_CUDA") else ["--cpu"]
     command += ["--extra-model-paths-config", str(folder / "paths.yaml")]
-    command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", NAME]
+    command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *packs]
     command += ["--input-directory", str(folder / "input"), "--output-directory", str(folder / "output")]
     command += ["--user-directory", str(folder / "user")]
     # The host adds "temp" to its temporary folder by itself.
     command += ["--temp-directory", str(folder), "--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
     log = (folder / "log.txt").open("w")
-    process = subprocess.Popen([*command, *options], cwd=comfyui.folder, stdout=log, stderr=subprocess.STDOUT)
+    # On a machine that is busy otherwise, threads that share small steps wait for each other: 4 s were seen for 0.1.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, *options], cwd=comfyui.folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+    )
     server = Server(f"http://127.0.0.1:{port}", folder)
     try:
         _wait_until_up(server, process, folder / "log.txt")

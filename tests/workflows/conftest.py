@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
+
+from followclick_core.models.unet import UNet, UNetParams
 
 TESTS = Path(__file__).parents[1]
 
@@ -21,6 +24,9 @@ def _load(name: str):
 COMFYUI, REASON = _load("find_comfyui").find_comfyui()
 _comfyui_server = _load("comfyui_server")
 _editor_client = _load("editor_client")
+_graph_kit = _load("workflows/graph_kit")
+_checkpoint_files = _load("checkpoint_files")
+TESTING_PACK = {"followclick-testing": TESTS / "workflows" / "testing_pack"}
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -32,8 +38,27 @@ def pytest_terminal_summary(terminalreporter):
 def server(tmp_path_factory):
     if COMFYUI is None:
         pytest.skip(f"workflow tests need ComfyUI, and {REASON}")
-    with _comfyui_server.running_server(COMFYUI, tmp_path_factory.mktemp("comfyui")) as running:
+    with _comfyui_server.running_server(COMFYUI, tmp_path_factory.mktemp("comfyui"), packs=TESTING_PACK) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory):
+    """Start a further server, with other options or packs, for a `with` block."""
+    if COMFYUI is None:
+        pytest.skip(f"workflow tests need ComfyUI, and {REASON}")
+
+    def start(*options: str, packs: dict[str, Path] | None = None):
+        folder = tmp_path_factory.mktemp("comfyui-more")
+        return _comfyui_server.running_server(COMFYUI, folder, *options, packs={**TESTING_PACK, **(packs or {})})
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def checkpoint_files():
+    """Synthesised motion model files of every family; see tests/checkpoint_files.py."""
+    return _checkpoint_files
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +90,25 @@ def photo(server) -> np.ndarray:
     (server.folder / "input" / "clipspace").mkdir()
     painted.save(server.folder / "input" / "clipspace" / "painted.png")
     return np.asarray(picture)
+
+
+@pytest.fixture(scope="session")
+def kit():
+    """The graphs of graph_kit.py, which tests cannot import."""
+    return _graph_kit
+
+
+@pytest.fixture(scope="session")
+def rig(server):
+    """The server, with the pictures and model files that the graphs of graph_kit.py load."""
+    _graph_kit.write_pictures(server.folder / "input")
+    models = server.folder / "models"
+    _graph_kit.write_lora(models / "loras" / "lora.safetensors")
+    _graph_kit.write_controlnet(models / "controlnet" / "openpose.safetensors", _graph_kit.unet_tensors())
+    tiny = UNet(UNetParams(model_channels=_graph_kit.TINY_CHANNELS, context_dim=128)).state_dict()
+    _graph_kit.write_controlnet(models / "controlnet" / "openpose_tiny.safetensors", tiny)
+    for family in _checkpoint_files.FAMILIES:
+        tensors = _checkpoint_files.motion_tensors(family, _graph_kit.TINY_CHANNELS, text=128)
+        # The preset says at which size it was trained: a quarter of the published ones' side.
+        save_file(tensors, models / "animatediff_models" / f"{family}.safetensors", {"preset": "small"})
+    return server

@@ -50,3 +50,13 @@ def test_an_empty_mask_is_answered_by_a_sentence(pack, clip, square):
     ):
         with pytest.raises(ValueError, match="mask is empty"):
             pack.run(name, mask=square * 0, **inputs)
+
+
+def test_stitched_frames_can_be_saved_as_a_video_whatever_the_photos_size(pack):
+    photo, mask = torch.rand(1, 61, 75, 3), torch.zeros(1, 61, 75)
+    mask[0, 20:40, 20:40] = 1
+    place = pack.run("CropRegion", image=photo, mask=mask, context=1.5)[2]
+    frames = torch.zeros(2, 32, 32, 3)
+    assert pack.run("StitchRegion", frames=frames, place=place, feather=2.0)[0].shape == (2, 60, 74, 3)
+    whole = pack.run("StitchRegion", frames=frames, place=place, feather=2.0, even_size=False)[0]
+    assert whole.shape == (2, 61, 75, 3)
