@@ -80,13 +80,16 @@ def _launch(kernel, tensors: tuple[Tensor, ...], num_heads: int) -> None:
     head_dim = packed // (3 * num_heads)
     sizes = {"F": max(16, triton.next_power_of_2(frames)), "D": max(16, triton.next_power_of_2(head_dim))}
     warps = 1 if sizes["F"] * sizes["D"] <= 1024 else 4
-    kernel[(pixels * num_heads,)](
-        *tensors, 1 / math.sqrt(head_dim), frames, num_heads, head_dim, **sizes, num_warps=warps
-    )
+    with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device, wherever the tensors are
+        kernel[(pixels * num_heads,)](
+            *tensors, 1 / math.sqrt(head_dim), frames, num_heads, head_dim, **sizes, num_warps=warps
+        )
 
 
 @torch.library.custom_op("followclick::temporal_attention", mutates_args=())
 def _temporal_attention(qkv: Tensor, num_heads: int) -> Tensor:
+    # A compiler that pads its buffers may hand over others than it was shown.
+    qkv = qkv.contiguous()
     out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
     _launch(_forward, (qkv, out), num_heads)
     return out
@@ -94,6 +97,7 @@ def _temporal_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
 @torch.library.custom_op("followclick::temporal_attention_backward", mutates_args=())
 def _temporal_attention_backward(qkv: Tensor, grad: Tensor, num_heads: int) -> Tensor:
+    qkv, grad = qkv.contiguous(), grad.contiguous()
     grad_qkv = torch.empty_like(qkv)
     _launch(_backward, (qkv, grad, grad_qkv), num_heads)
     return grad_qkv
@@ -106,7 +110,7 @@ def _(qkv: Tensor, num_heads: int) -> Tensor:
 
 @_temporal_attention_backward.register_fake
 def _(qkv: Tensor, grad: Tensor, num_heads: int) -> Tensor:
-    return torch.empty_like(qkv)
+    return torch.empty_like(qkv.contiguous())
 
 
 def _keep(ctx, inputs: tuple[Tensor, int], output: Tensor) -> None:
@@ -116,7 +120,7 @@ def _keep(ctx, inputs: tuple[Tensor, int], output: Tensor) -> None:
 
 def _differentiate(ctx, grad: Tensor) -> tuple[Tensor, None]:
     (qkv,) = ctx.saved_tensors
-    return torch.ops.followclick.temporal_attention_backward(qkv, grad.contiguous(), ctx.num_heads), None
+    return torch.ops.followclick.temporal_attention_backward(qkv, grad, ctx.num_heads), None
 
 
 _temporal_attention.register_autograd(_differentiate, setup_context=_keep)

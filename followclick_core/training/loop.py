@@ -133,6 +133,9 @@ def run_stage(
 
     Returns:
         Whether the stage is finished.
+
+    Raises:
+        FloatingPointError: The loss is no number any more.
     """
     stage.module.train()
     trainer = trainer or TrainStep(stage, params.learning_rate, params.weight_decay, params.clip_norm, device)
@@ -195,6 +198,11 @@ class _Log:
             # A resumed run may begin within an interval.
             record = {key: round((value / self._count).item(), 5) for key, value in self._sums.items()}
             self._sums, self._count = {}, 0
+            if not math.isfinite(record["loss"]):
+                raise FloatingPointError(
+                    f"The loss of stage {self._stage} is {record['loss']} at step {step}; the state of before is kept. "
+                    "Try a smaller learning rate, or go without --compile."
+                )
             seconds = round(time.monotonic() - self._started, 1)
             self._run.log(self._stage, {"step": step, "seconds": seconds, **record})
             bar.set_postfix(record, refresh=False)

@@ -321,6 +321,16 @@ def test_the_loop_leaves_the_averaged_weights_in_the_module(tmp_path):
     assert stage.module.weight.item() == state["ema"]["weight"].item() != state["module"]["weight"].item()
 
 
+def test_a_loss_that_is_no_number_stops_the_training_and_spares_the_state_of_before(tmp_path):
+    stage, settings = Line(), LoopParams(steps=20, learning_rate=0.01, log_every=5)
+    run_stage(stage, replace(settings, steps=7), RunDir(tmp_path), CPU, Limits())
+    stage.loss = lambda batch: (stage.module.weight.sum() * math.nan, {})
+    with pytest.raises(FloatingPointError, match="stage line is nan at step 10"):
+        run_stage(stage, settings, RunDir(tmp_path), CPU, Limits())
+    state = RunDir(tmp_path).load_checkpoint("line", CPU)
+    assert state["step"] == 7 and torch.isfinite(state["module"]["weight"]).all()
+
+
 def test_max_seconds_stops_and_the_next_command_goes_on(tmp_path):
     stage, settings = Line(), LoopParams(steps=10**6, learning_rate=0.01)
     started = time.monotonic()
