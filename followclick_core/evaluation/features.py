@@ -148,7 +148,7 @@ def load_dreamsim(folder: str | Path, model: str = DREAMSIM_MODEL) -> DreamSimDi
     for name in DREAMSIM_FILES[model]:
         _existing(Path(folder) / name, "DreamSim file")
     try:
-        from dreamsim import dreamsim
+        from dreamsim import dreamsim  # pyright: ignore[reportMissingImports]  # too large for the tests
     except ImportError as error:
         raise _not_installed("dreamsim", error) from error
     return DreamSimDistance(*dreamsim(device="cpu", cache_dir=str(folder), dreamsim_type=model), name=model)
