@@ -1,7 +1,7 @@
 """Two objects, two motions: each region's prediction where it is nearest, against one pass with both in one prompt.
 
-Paper section 5.4 shows several regions at once and leaves open how; `separate` is what the nodes do with several
-regions (regions.region_shares), here at the latents' size and without OpenCV.
+Paper section 5.4 shows several regions at once and leaves open how; `separate` is the nodes' mode of that
+name (regions.region_shares), here at the latents' size and without OpenCV.
 """
 
 from collections.abc import Sequence

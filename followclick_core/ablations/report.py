@@ -77,7 +77,8 @@ def budget_text(results: Results) -> str:
 def table(ablation: Ablation, scores: Mapping[str, Scores]) -> str:
     """A row per variant and a column per figure: the mean over seeds and clips, and its 95 % interval.
 
-    A star marks what differs from the first row: the 95 % interval of the difference does not hold zero.
+    A star marks what differs from the first row: the 95 % interval of the difference does not hold zero, over two seeds
+    or more.
     """
     figures = [FIGURES[name] for name in ablation.figures]
     lines = [
@@ -90,7 +91,9 @@ def table(ablation: Ablation, scores: Mapping[str, Scores]) -> str:
         for figure in figures:
             found = estimate(figure, row)
             low, high = (0.0, 0.0) if row is reference else difference(figure, row, reference)
-            star = "" if low <= 0 <= high else "\\*"
+            # Of one training each, nobody knows how much of a difference is the seed's. NaN is no difference.
+            told = count_runs(row) > 1 and (low > 0 or high < 0)
+            star = "\\*" if told else ""
             cells.append(f"{found.value:.3g}{star} [{found.low:.3g}, {found.high:.3g}]")
         lines.append(f"| {label} | {count_runs(row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -128,6 +128,12 @@ def _motion_names(params: MotionParams) -> Shapes:
 
 
 def _recognise(contents: _Contents, name: str) -> Family:
+    levels = len(contents.unet_params.channel_mult)
+    if levels != len(_SD15.channel_mult):
+        raise CheckpointError(
+            f"{name} is a motion model for a UNet of {levels} levels, as Stable Diffusion XL's; this pack takes those "
+            f"for Stable Diffusion 1.5, which has {len(_SD15.channel_mult)}."
+        )
     found = {key: tuple(value.shape) for key, value in (contents.tensors | contents.encodings).items()}
     misfits = {}
     for family in (each for each in FAMILIES if each is not FOLLOWCLICK):

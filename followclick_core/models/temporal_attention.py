@@ -6,7 +6,8 @@ NVIDIA GPU a small Triton kernel reads the packed product of one linear layer wh
 head, and writes what the next layer reads. Everywhere else PyTorch's own attention computes the same.
 """
 
-import importlib.util
+import functools
+import logging
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-# Triton comes with PyTorch for NVIDIA GPUs, and takes a while to import.
-HAS_KERNEL = torch.cuda.is_available() and torch.version.hip is None and importlib.util.find_spec("triton") is not None
-if HAS_KERNEL:
-    from . import temporal_kernel  # noqa: F401  # registers the operator
+logger = logging.getLogger("followclick")
 
 Packed = Float[Tensor, "n f three_c"]  # queries, keys and values of n pixels' f frames, side by side
 Attended = Float[Tensor, "n f c"]
@@ -25,7 +23,9 @@ Attended = Float[Tensor, "n f c"]
 # CUDA's attention kernels put batch x heads on a grid axis that ends at 65,535.
 MAX_ATTENTION_ROWS = 65_535
 # Longer clips fill the tiles of the ordinary kernels, and wider heads would not fit into a warp's registers.
-MAX_FRAMES, MAX_HEAD_DIM = 64, 160
+MAX_FRAMES, MAX_HEAD_DIM = 32, 160
+# bfloat16 products need tensor cores of this generation.
+LEAST_CAPABILITY = (8, 0)
 
 
 def attend_over_time(qkv: Packed, num_heads: int) -> Attended:
@@ -39,7 +39,30 @@ def runs_as_kernel(qkv: Packed, num_heads: int) -> bool:
     """Whether the Triton kernel takes this product."""
     head_dim = qkv.shape[-1] // (3 * num_heads)
     small = qkv.shape[1] <= MAX_FRAMES and 16 <= head_dim <= MAX_HEAD_DIM
-    return HAS_KERNEL and qkv.is_cuda and small and qkv.is_contiguous()
+    return qkv.is_cuda and small and qkv.is_contiguous() and kernel_works(qkv.device.index)
+
+
+@torch.compiler.assume_constant_result
+@functools.lru_cache(maxsize=16)
+def kernel_works(device_index: int) -> bool:
+    """Whether the kernel can be built for this GPU and then computes what PyTorch does; tried once for each.
+
+    Triton does not come with every PyTorch, and it needs a C compiler: where anything is missing, PyTorch attends.
+    """
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device_index) < LEAST_CAPABILITY:
+        return False
+    try:
+        from . import temporal_kernel  # noqa: F401  # registers the operator; takes a while
+
+        with torch.no_grad():
+            qkv = torch.linspace(-1, 1, 2 * 16 * 96, device=f"cuda:{device_index}").sin().view(2, 16, 96)
+            ours, theirs = torch.ops.followclick.temporal_attention(qkv, 2), attend_with_sdpa(qkv, 2)
+            if not torch.allclose(ours, theirs, atol=1e-3):
+                raise ArithmeticError(f"it is off by {(ours - theirs).abs().max():.2g}")
+    except Exception as error:  # a missing, old or broken Triton fails in many ways, none of which should stop anybody
+        logger.info("Temporal attention runs without its Triton kernel: %s", error)
+        return False
+    return True
 
 
 def attend_with_sdpa(qkv: Packed, num_heads: int) -> Attended:

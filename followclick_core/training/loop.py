@@ -135,7 +135,7 @@ def run_stage(
         Whether the stage is finished.
 
     Raises:
-        FloatingPointError: The loss is no number any more.
+        FloatingPointError: Loss or gradients are no numbers any more; no such state is saved.
     """
     stage.module.train()
     trainer = trainer or TrainStep(stage, params.learning_rate, params.weight_decay, params.clip_norm, device)
@@ -143,6 +143,7 @@ def run_stage(
     step, elapsed_before = _resume(run, stage, trainer, ema)
     elapsed, started = elapsed_before, time.monotonic()
     saved = started
+    figures: dict[str, Tensor] = {}
     if step < params.steps and elapsed < limits.time_budget:
         stage.prepare(step)
     log = _Log(run, stage.name, params.log_every, started) if trainer.is_main else None
@@ -154,6 +155,8 @@ def run_stage(
             step += 1
             stage.prefetch(step)
             bar.update()
+            if step % params.log_every == 0:
+                _check_finite(stage, step, figures)
             if log is not None:
                 log.add(step, figures, bar)
             if observe is not None:
@@ -163,8 +166,10 @@ def run_stage(
             if limits.max_seconds < math.inf and trainer.agree(now - started > limits.max_seconds):
                 break
             if _is_due(params, step, now - saved):
+                _check_finite(stage, step, figures)
                 _save(run, stage, trainer, ema, step, elapsed)
                 saved = now
+    _check_finite(stage, step, figures)
     _save(run, stage, trainer, ema, step, elapsed)
     ema.copy_to(stage.module)
     stage.module.eval()
@@ -198,14 +203,22 @@ class _Log:
             # A resumed run may begin within an interval.
             record = {key: round((value / self._count).item(), 5) for key, value in self._sums.items()}
             self._sums, self._count = {}, 0
-            if not math.isfinite(record["loss"]):
-                raise FloatingPointError(
-                    f"The loss of stage {self._stage} is {record['loss']} at step {step}; the state of before is kept. "
-                    "Try a smaller learning rate, or go without --compile."
-                )
             seconds = round(time.monotonic() - self._started, 1)
             self._run.log(self._stage, {"step": step, "seconds": seconds, **record})
             bar.set_postfix(record, refresh=False)
+
+
+def _check_finite(stage: Stage, step: int, figures: dict[str, Tensor]) -> None:
+    """Refuse to go on, and above all to save, once the weights are spoilt.
+
+    The norm of the gradients is looked at as well: of several processes it is the same in all.
+    """
+    for name in ("loss", "grad_norm"):
+        if name in figures and not math.isfinite(value := float(figures[name])):
+            raise FloatingPointError(
+                f"Stage {stage.name} has a {name} of {value} at step {step}; the newest checkpoint is from before. "
+                "Try a smaller learning rate, or go without --compile."
+            )
 
 
 def _is_due(params: LoopParams, step: int, seconds: float) -> bool:

@@ -131,6 +131,14 @@ def test_what_fits_no_family_is_compared_with_the_closest(checkpoint_files, tmp_
     refuse(checkpoint_files.lora_tensors(), "fits no family")
 
 
+def test_motion_modules_for_a_unet_of_other_levels_are_refused(checkpoint_files, tmp_path):
+    tensors = checkpoint_files.motion_tensors("animatediff_v3")
+    tensors = {key: value for key, value in tensors.items() if "_blocks.3." not in key}
+    torch.save(tensors, tmp_path / "mm_sdxl.ckpt")
+    with pytest.raises(CheckpointError, match="3 levels, as Stable Diffusion XL's"):
+        load_motion_file(tmp_path / "mm_sdxl.ckpt")
+
+
 def test_every_family_names_itself_and_says_what_it_does():
     assert len({family.name for family in FAMILIES}) == len({family.title for family in FAMILIES}) == len(FAMILIES)
     for family in FAMILIES:

@@ -46,7 +46,28 @@ def _environment() -> dict[str, str]:
 def test_without_a_gpu_pytorch_attends():
     qkv = torch.randn(2, 16, 3 * HEADS * 16)
     assert not temporal_attention.runs_as_kernel(qkv, HEADS)
-    torch.testing.assert_close(attend_over_time(qkv, HEADS), attend_with_sdpa(qkv, HEADS))
+    q, k, v = (part.view(2, 16, HEADS, 16).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    weights = (q @ k.transpose(-1, -2) / 4).softmax(-1)
+    torch.testing.assert_close(attend_over_time(qkv, HEADS), (weights @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("fault", [ImportError("no triton"), RuntimeError("no C compiler")])
+def test_a_kernel_that_cannot_be_built_is_left_out_with_a_word(monkeypatch, caplog, fault):
+    def broken(*_args, **_options):
+        raise fault
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (9, 0))
+    monkeypatch.setattr(temporal_attention.torch, "linspace", broken)
+    temporal_attention.kernel_works.cache_clear()
+    with caplog.at_level("INFO", "followclick"):
+        assert not temporal_attention.kernel_works(0)
+    assert "without its Triton kernel" in caplog.text
+
+
+def test_old_gpus_are_not_tried(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (7, 5))
+    temporal_attention.kernel_works.cache_clear()
+    assert not temporal_attention.kernel_works(0)
 
 
 @pytest.mark.parametrize("limit", [HEADS, 3 * HEADS, 3 * HEADS + 1])
@@ -64,7 +85,3 @@ def test_attention_split_above_the_grid_limit_gives_the_same(monkeypatch, limit)
     monkeypatch.setattr(temporal_attention.F, "scaled_dot_product_attention", counted)
     torch.testing.assert_close(attend_with_sdpa(qkv, HEADS), whole)
     assert len(rows) > 1 and max(rows) <= limit and sum(rows) == 7 * HEADS
-
-
-def test_the_grid_limit_is_cudas():
-    assert temporal_attention.MAX_ATTENTION_ROWS == 65_535

@@ -321,14 +321,15 @@ def test_the_loop_leaves_the_averaged_weights_in_the_module(tmp_path):
     assert stage.module.weight.item() == state["ema"]["weight"].item() != state["module"]["weight"].item()
 
 
-def test_a_loss_that_is_no_number_stops_the_training_and_spares_the_state_of_before(tmp_path):
-    stage, settings = Line(), LoopParams(steps=20, learning_rate=0.01, log_every=5)
-    run_stage(stage, replace(settings, steps=7), RunDir(tmp_path), CPU, Limits())
+@pytest.mark.parametrize(("steps", "every"), [(20, None), (9, None), (20, 8)], ids=["log", "end", "checkpoint"])
+def test_a_loss_that_is_no_number_is_never_saved(tmp_path, steps, every):
+    stage, settings = Line(), LoopParams(steps=steps, learning_rate=0.01, log_every=10, checkpoint_every=every)
+    run_stage(stage, replace(settings, steps=6), RunDir(tmp_path), CPU, Limits())
     stage.loss = lambda batch: (stage.module.weight.sum() * math.nan, {})
-    with pytest.raises(FloatingPointError, match="stage line is nan at step 10"):
+    with pytest.raises(FloatingPointError, match="line has a loss of nan"):
         run_stage(stage, settings, RunDir(tmp_path), CPU, Limits())
     state = RunDir(tmp_path).load_checkpoint("line", CPU)
-    assert state["step"] == 7 and torch.isfinite(state["module"]["weight"]).all()
+    assert state["step"] == 6 and torch.isfinite(state["module"]["weight"]).all()
 
 
 def test_max_seconds_stops_and_the_next_command_goes_on(tmp_path):
@@ -540,13 +541,3 @@ def test_what_cannot_be_trained_is_refused(art_file, tmp_path):
         train("nano", tmp_path / "nowhere.zip", tmp_path / "run", device="cpu")
     with pytest.raises(ValueError, match="no preset 'x'"):
         train("x", art_file, tmp_path / "run")
-
-
-def test_limits_are_none_unless_asked_for():
-    assert Limits() == Limits(math.inf, math.inf) and run.STAGES == (
-        "autoencoder",
-        "segmenter",
-        "spatial",
-        "motion",
-        "decoder",
-    )
