@@ -176,9 +176,10 @@ class Attachment:
 
 def _as_weights_of(module: nn.Module, features: Tensor) -> Tensor:
     """Features in the number format of a module's weights, for the host's UNet may compute in another."""
-    if torch.is_autocast_enabled(features.device.type):
-        return features  # it chooses for each operation
-    return features.to(next(module.parameters()).dtype)
+    dtype = next(module.parameters()).dtype
+    if features.dtype == dtype or torch.is_autocast_enabled(features.device.type):
+        return features  # autocast chooses for each operation
+    return features.to(dtype)
 
 
 def attach(unet: nn.Module, motion_model: MotionModel) -> Attachment:
