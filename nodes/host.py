@@ -64,9 +64,9 @@ def weight_path(name: str, folders: tuple[str, ...]) -> Path:
         if found := folder_paths.get_full_path(folder, name):
             return Path(found)
     places = " or ".join(path for folder in folders for path in folder_paths.get_folder_paths(folder)[:1])
-    raise FileNotFoundError(
-        f"There is no file {name!r}; put it into {places}, or choose {EMBEDDED!r}, which comes with the pack."
-    )
+    # As in their lists: motion LoRAs are the only ones of which the pack has none.
+    instead = "" if folders == LORA_FOLDERS else f", or choose {EMBEDDED!r}, which comes with the pack"
+    raise FileNotFoundError(f"There is no file {name!r}; put it into {places}{instead}.")
 
 
 on_detach: list[Callable[["WholePatcher"], None]] = []  # told of each of them that the host unloads

@@ -15,13 +15,19 @@ from comfy.weight_adapter import LoRAAdapter
 from comfy_extras.nodes_model_advanced import LCM, ModelSamplingDiscreteDistilled
 from torch import Tensor
 
+from ..followclick_core.checkpoint import load_strict
 from ..followclick_core.families import START_NOISE, Family
 from ..followclick_core.families.start import late_sigmas, moving_mask, start_latents, start_strength, strongest
 from ..followclick_core.models.lora import LoraPairs
+from ..followclick_core.models.motion_model import MotionModel
+from .host import hosted
+from .host_conds import MAGNITUDE
 from .host_models import model_sampling, sampling_settings
 from .sockets import HostedMotionModel
 
 START_KEY = "followclick_start"
+PICTURE = "followclick_picture"  # in the options of a CONDITIONING entry
+_LATENTS = comfy.latent_formats.SD15()
 _UNET = "diffusion_model."
 _OURS = "0."  # the patcher's module is a list (`host.hosted`), whose first is the motion model
 
@@ -49,10 +55,14 @@ def _sampling(motion: HostedMotionModel, model: ModelPatcher) -> comfy.model_sam
     if family.follows_prediction and isinstance(current, comfy.model_sampling.V_PREDICTION):
         ends = bool(getattr(current, "zsnr", False))
         schedule = replace(schedule, prediction_type="v_prediction", zero_terminal_snr=ends)
-    if family.distilled_timesteps is None:
+    distilled = family.distilled_timesteps
+    if distilled is None and schedule.prediction_type == "epsilon" and isinstance(current, LCM):
+        # Chosen by the user, for a LoRA that makes the checkpoint a latent consistency model.
+        distilled = getattr(current, "original_timesteps", ModelSamplingDiscreteDistilled.original_timesteps)
+    if distilled is None:
         return model_sampling(schedule)
     kind = type("DistilledSampling", (ModelSamplingDiscreteDistilled, LCM), {})
-    kind.original_timesteps = family.distilled_timesteps
+    kind.original_timesteps = distilled
     return kind(type("SamplingConfig", (), {"sampling_settings": sampling_settings(schedule)})())
 
 
@@ -86,15 +96,39 @@ def _start_from_picture(
 ):
     """An OUTER_SAMPLE wrapper: of the noise levels, leave out those above what the regions' magnitude allows.
 
-    An empty latent is no picture to start from, and is sampled from pure noise as without us.
+    An empty latent is no picture to start from, and is sampled from pure noise as without us. A pass without noise goes
+    on from a noisy latent, which is taken apart into the picture and its noise: the two are what the noise mask holds
+    outside the regions, and what levels that are left out need scaled down.
     """
     guider = executor.class_obj
-    conds = [cond.get("model_conds", {}) for cond in guider.conds.get("positive", ())]
-    magnitude = strongest([cond["motion_magnitude"].cond for cond in conds if "motion_magnitude" in cond])
-    if magnitude is not None and torch.count_nonzero(latent):
-        levels = guider.model_patcher.get_model_object("model_sampling").sigmas
-        sigmas = late_sigmas(sigmas, levels, start_strength(magnitude))
+    entries = guider.conds.get("positive", ())
+    conds = [cond.get("model_conds", {}) for cond in entries]
+    magnitude = strongest([cond[MAGNITUDE].cond for cond in conds if MAGNITUDE in cond])
+    if magnitude is None or not torch.count_nonzero(latent) or not sigmas[0] > sigmas[-1]:
+        return executor(noise, latent, sampler, sigmas, *args, **more)
+    if not torch.count_nonzero(noise):
+        picture = next((cond[PICTURE] for cond in entries if PICTURE in cond), None)
+        if picture is None or picture.shape[1:] != latent.shape[1:]:  # nothing tells what of it is noise
+            return executor(noise, latent, sampler, sigmas, *args, **more)
+        clip = start_latents(picture.to(latent), len(latent))
+        noise, latent = _LATENTS.process_in(latent - clip) / float(sigmas[0]), clip
+    levels = guider.model_patcher.get_model_object("model_sampling").sigmas
+    sigmas = late_sigmas(sigmas, levels, start_strength(magnitude))
+    if len(sigmas) == 1:
+        return latent + _LATENTS.process_out(noise.to(latent) * float(sigmas[0]))
     return executor(noise, latent, sampler, sigmas, *args, **more)
+
+
+def with_start(family: Family, conditioning: list[list], latents: Tensor) -> list[list]:
+    """The positive CONDITIONING, which for families that start from the picture carries it.
+
+    Args:
+        latents: The first frame's, 1 4 h w, at the model's scale.
+    """
+    if family.takes_first_frame:
+        return conditioning
+    picture = _LATENTS.process_out(latents)
+    return [[text, {**options, PICTURE: picture}] for text, options in conditioning]
 
 
 def clip_latent(family: Family, latents: Tensor, masks: Tensor, length: int) -> dict[str, Tensor]:
@@ -108,7 +142,7 @@ def clip_latent(family: Family, latents: Tensor, masks: Tensor, length: int) -> 
         return {"samples": latents.new_zeros(length, *latents.shape[1:])}
     size = (latents.shape[-2], latents.shape[-1])
     return {
-        "samples": start_latents(comfy.latent_formats.SD15().process_out(latents), length),
+        "samples": start_latents(_LATENTS.process_out(latents), length),
         "noise_mask": moving_mask(masks.movedim(1, 0), length, size),
     }
 
@@ -124,7 +158,8 @@ def spoken(text: Tensor, motion_text: Tensor) -> Tensor:
             f"The positive prompt was encoded by a CLIP of width {text.shape[-1]}, the motion prompt by one of width "
             f"{motion_text.shape[-1]}; connect the checkpoint's CLIP to both."
         )
-    return torch.cat([text, motion_text.to(text)], dim=1)
+    # A prompt schedule has a text for each frame.
+    return torch.cat([text, motion_text.to(text).expand(len(text), -1, -1)], dim=1)
 
 
 def with_lora(motion: HostedMotionModel, pairs: LoraPairs, strength: float) -> HostedMotionModel:
@@ -140,8 +175,17 @@ def with_lora(motion: HostedMotionModel, pairs: LoraPairs, strength: float) -> H
     return replace(motion, patcher=patcher)
 
 
-def hand_patches_on(source: ModelPatcher, target: ModelPatcher) -> ModelPatcher:
-    """`target` with the weight patches of `source`, whose module has the same names."""
-    target.patches = {key: list(patches) for key, patches in source.patches.items()}
-    target.patches_uuid = source.patches_uuid
-    return target
+def in_dtype(motion: HostedMotionModel, dtype: torch.dtype) -> HostedMotionModel:
+    """A copy of the motion model in another number format, with the same weight patches.
+
+    Its weights are the clean ones, for those in the module may have other graphs' patches in them now.
+    """
+    source = motion.patcher
+    with torch.device("meta"):
+        model = MotionModel(motion.model.params)
+    clean = {key.removeprefix(_OURS): patches[0][0] for key, patches in source.get_key_patches(_OURS).items()}
+    load_strict(model, {key: weight.to(source.offload_device, dtype) for key, weight in clean.items()}, "The copy")
+    patcher = hosted(model.eval())
+    patcher.patches = {key: list(patches) for key, patches in source.patches.items()}
+    patcher.patches_uuid = source.patches_uuid
+    return replace(motion, model=model, patcher=patcher)

@@ -8,7 +8,6 @@ Everything a single UNet call needs rides in CONDITIONING as `model_conds`, whic
 hands back to each call, so masks, areas, timestep ranges and Combine keep their meaning.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from ..followclick_core.generate import LATENT_SCALE
 from ..followclick_core.models.attach import Attachment, MotionConditioning, attach
 from ..followclick_core.models.region_hooks import RegionBlend
 from ..followclick_core.regions import latent_shares
-from .host import fit, fitting_size, hosted
+from .host import fit, fitting_size
 from .host_conds import (
     CARRIED,
     CONTEXT,
@@ -38,7 +37,7 @@ from .host_conds import (
     CurveCond,
     FirstFrameCond,
 )
-from .host_families import apply_family, clip_latent, hand_patches_on, spoken
+from .host_families import apply_family, clip_latent, in_dtype, spoken, with_start
 from .host_models import model_latents
 from .host_windows import mend_windows
 from .sockets import HostedMotionModel, Region, Regions
@@ -104,7 +103,7 @@ def first_frame_conditioning(
     length: int,
     region_mode: str = "blended",
 ) -> tuple[Conditioning, Conditioning, dict[str, Tensor]]:
-    """Both conditionings with first frame, regions and motion, and the empty LATENT of the clip.
+    """Both conditionings with first frame, regions and motion, and the LATENT of the clip (`clip_latent`).
 
     A positive text that is empty, or a region's motion prompt, describes no picture; each region's own motion prompt
     takes its place then, as the paper gives it to the spatial cross-attention too.
@@ -135,7 +134,8 @@ def first_frame_conditioning(
             prompted = [[_prompted(own, text, regions, speaks), options] for own, options in conditioning]
             frames = None if condition is None else rearrange(condition, "1 c f h w -> f c h w")
             output.extend(with_motion(prompted, text, [region.magnitude], frames, share))
-    return *conditioned, clip_latent(family, latents, masks, length)
+    started = with_start(family, conditioned[0], latents)
+    return started, conditioned[1], clip_latent(family, latents, masks, length)
 
 
 def _blended(
@@ -164,7 +164,9 @@ def _blended(
             entries.append(_entry(own, options, carried, None))
         else:
             prompts = {REGION_PROMPTS: CONDRegular(torch.stack(prompted, dim=1))}
-            entries.append(_entry(texts[0], options, carried | prompts, None))
+            # The core's hooks put the prompts in this text's place, but ControlNets read it.
+            text = texts[0] if _is_prompt(own, regions) else own
+            entries.append(_entry(text, options, carried | prompts, None))
     return entries
 
 
@@ -251,11 +253,10 @@ def _check_neighbour(model: ModelPatcher) -> None:
 
 def _in_dtype_of(model: ModelPatcher, motion: HostedMotionModel) -> HostedMotionModel:
     """The motion model in the type that the UNet computes in: a copy if it is another, for the cached one is shared."""
-    dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+    dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
     if next(motion.model.parameters()).dtype == dtype:
         return replace(motion, patcher=motion.patcher.clone())
-    converted = copy.deepcopy(motion.model).to(dtype)
-    return replace(motion, model=converted, patcher=hand_patches_on(motion.patcher, hosted(converted)))
+    return in_dtype(motion, dtype)
 
 
 def _sampling_with(motion: HostedMotionModel) -> Callable:
@@ -314,7 +315,7 @@ def _unet_call_with(attachment: Attachment, width_ratio: float, fps: float | Non
             kept[batch] = _conditioning(num_frames, motion, width_ratio, fps)
         elif "context_window" in options:  # other frames than at the first call, with the same text
             now = _conditioning(num_frames, motion, width_ratio, fps)
-            kept[batch] = replace(kept[batch], magnitude=now.magnitude, first_frame=now.first_frame)
+            kept[batch] = _of_window(kept[batch], now)
         with attachment.conditioned(kept[batch]):
             return executor(x, timesteps, context, y, control, options, **more)
 
@@ -330,14 +331,25 @@ def _check_size(first_frame: Tensor | None, x: Tensor) -> None:
         )
 
 
+def _of_window(kept: MotionConditioning, now: MotionConditioning) -> MotionConditioning:
+    """What is kept, with what a window has of its own frames."""
+    regions = kept.regions
+    if regions is not None and now.regions is not None:
+        regions = replace(regions, spatial_contexts=now.regions.spatial_contexts)
+    return replace(kept, magnitude=now.magnitude, first_frame=now.first_frame, regions=regions)
+
+
 def _conditioning(
     num_frames: int, motion: dict[str, Tensor | None], width_ratio: float, fps: float | None
 ) -> MotionConditioning:
     """From the host's batch, where all frames of all entries follow each other, to a batch of clips."""
-    context, magnitude, first_frame, shares, prompts = (
+    context, magnitude, first_frame, shares = (
         None if motion[key] is None else motion[key] if key == FIRST_FRAME else motion[key][::num_frames]
-        for key in (CONTEXT, MAGNITUDE, FIRST_FRAME, REGION_SHARES, REGION_PROMPTS)
+        for key in (CONTEXT, MAGNITUDE, FIRST_FRAME, REGION_SHARES)
     )
+    prompts = motion[REGION_PROMPTS]
+    if prompts is not None and torch.equal(prompts, prompts[::num_frames].repeat_interleave(num_frames, 0)):
+        prompts = prompts[::num_frames]  # no prompt schedule: one text for all frames
     first_frame = None if first_frame is None else rearrange(first_frame, "(b f) c h w -> b c f h w", f=num_frames)
     # A number for each frame, or for each region: Flow Magnitude replaces the regions' numbers by one, or by a curve.
     of_frames = motion[MAGNITUDE] is not None and motion[MAGNITUDE].ndim == 1

@@ -158,7 +158,13 @@ class FirstFrame(io.ComfyNode):
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
                 io.Conditioning.Output(display_name="negative"),
-                io.Latent.Output(display_name="latent", tooltip="An empty latent per frame, of the clip's size."),
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip=(
+                        "A latent per frame, of the clip's size: empty, or for AnimateDiff and AnimateLCM the picture, "
+                        "with a noise mask that holds what should not move."
+                    ),
+                ),
             ],
         )
 

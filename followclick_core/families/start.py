@@ -45,7 +45,10 @@ def moving_mask(masks: Masks, num_frames: int, size: tuple[int, int]) -> OtherFr
 
 
 def late_sigmas(sigmas: Tensor, levels: Tensor, strength: float) -> Tensor:
-    """Those of the sampling's noise levels that lie within the strength, at least the last step.
+    """Those of the sampling's noise levels that lie within the strength.
+
+    At least the last step is left where it ends without noise. A part of a sampling, which leaves the rest to another
+    pass, may keep no step: only its last level then, with as much noise as the next pass begins with.
 
     Args:
         sigmas: Descending noise levels of a sampling, the last is where it ends.
@@ -53,7 +56,8 @@ def late_sigmas(sigmas: Tensor, levels: Tensor, strength: float) -> Tensor:
     """
     start = levels[max(0, round(strength * len(levels)) - 1)].to(sigmas)
     first = int((sigmas > start * (1 + 1e-4)).sum())
-    return sigmas[min(first, len(sigmas) - 2) :] if len(sigmas) > 1 else sigmas
+    least = 1 if sigmas[-1] > 0 else 2
+    return sigmas[max(0, min(first, len(sigmas) - least)) :]
 
 
 def strongest(magnitudes: list[Tensor]) -> float | None:

@@ -108,7 +108,9 @@ class Attachment:
             conditioning = self._conditioning
             if conditioning is None:
                 return output
-            return module(output, conditioning.num_frames, conditioning.text_for(module, output))
+            features = _as_weights_of(module, output)
+            text = conditioning.text_for(module, features)
+            return module(features, conditioning.num_frames, text).to(output.dtype)
 
         self._handles.append(layer.register_forward_hook(run))
 
@@ -170,6 +172,14 @@ class Attachment:
 
         self._handles.append(layer.register_forward_pre_hook(join))
         self._handles.append(layer.register_forward_hook(part))
+
+
+def _as_weights_of(module: nn.Module, features: Tensor) -> Tensor:
+    """Features in the number format of a module's weights, for the host's UNet may compute in another."""
+    dtype = next(module.parameters()).dtype
+    if features.dtype == dtype or torch.is_autocast_enabled(features.device.type):
+        return features  # autocast chooses for each operation
+    return features.to(dtype)
 
 
 def attach(unet: nn.Module, motion_model: MotionModel) -> Attachment:

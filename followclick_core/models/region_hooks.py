@@ -36,13 +36,14 @@ class RegionBlend:
         contexts: The regions' motion prompts for the motion-augmented attention; None leaves it out.
         magnitudes: Pixels per frame at 512 pixels of width; None where one number serves all regions.
         spatial_contexts: The same prompts for the spatial cross-attention of a model that reads the motion prompt
-            there; None leaves that to the UNet call's own context.
+            there, for each clip or (a prompt schedule) for each frame, (b f) r n d; None leaves that to the UNet
+            call's own context.
     """
 
     shares: Float[Tensor, "b r h w"]
     contexts: Float[Tensor, "b r n d"] | None = None
     magnitudes: Float[Tensor, "b r"] | None = None
-    spatial_contexts: Float[Tensor, "b r n d"] | None = None
+    spatial_contexts: Float[Tensor, "b_or_bf r n d"] | None = None
     _by_size: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
 
     def shares_at(self, size: Size, like: Tensor) -> Float[Tensor, "b r hw"]:
@@ -156,16 +157,17 @@ class RegionHooks:
             query, own_key, own_value = (_split_heads(seen.pop(name), heads) for name in ("to_q", "to_k", "to_v"))
             own = F.scaled_dot_product_attention(query, own_key, own_value)
             contexts = blend.spatial_contexts.to(query.device, query.dtype)
-            clips, regions = contexts.shape[:2]
+            texts, regions = contexts.shape[:2]
             key, value = (
                 rearrange(project(contexts.flatten(0, 1)), "(b r) n (heads d) -> b r heads n d", r=regions, heads=heads)
                 for project in (attention.get_submodule("to_k"), attention.get_submodule("to_v"))
             )
             seen.clear()  # those calls were seen as well
-            of_clips = rearrange(query, "(b f) heads p d -> b heads (f p) d", b=clips)
-            frames = len(query) // clips
-            shares = blend.shares_at(self._size, query).repeat(1, 1, frames)
-            mixed = blended_attention(of_clips, key, value, shares)
+            # Frames that read one text attend to it together.
+            of_texts = rearrange(query, "(b f) heads p d -> b heads (f p) d", b=texts)
+            frames, shares = len(query) // texts, blend.shares_at(self._size, query)
+            shares = shares.repeat_interleave(texts // len(shares), 0).repeat(1, 1, frames)
+            mixed = blended_attention(of_texts, key, value, shares)
             change = rearrange(mixed, "b heads (f p) d -> (b f) heads p d", f=frames) - own
             return (inputs[0] + rearrange(change, "b heads p d -> b p (heads d)").to(inputs[0].dtype),)
 

@@ -231,6 +231,9 @@ def test_the_start_noise_grows_with_the_magnitude_and_cuts_off_the_levels_above_
     assert late_sigmas(sigmas, levels, 0.6).tolist() == [6.0, 4.0, 2.0, 0.0]
     assert late_sigmas(sigmas, levels, 0.01).tolist() == [2.0, 0.0]  # a step is left
     assert late_sigmas(sigmas[3:], levels, 0.6).tolist() == [4.0, 2.0, 0.0]  # started lower by the user already
+    # Of a part of a sampling no step is left, only the level at which the next pass begins.
+    assert late_sigmas(sigmas[:2], levels, 0.6).tolist() == [8.0]
+    assert late_sigmas(sigmas[:4], levels, 0.6).tolist() == [6.0, 4.0]
     assert strongest([torch.tensor([3.0]), torch.tensor([1.0, 7.0])]) == 7.0 and strongest([]) is None
 
 

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -199,3 +199,65 @@ def folders(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
     return tmp_path
+
+
+@dataclass(frozen=True)
+class Small:
+    """The host's MODEL, and the core's UNet of the same weights."""
+
+    model: object
+    unet: torch.nn.Module
+
+
+@pytest.fixture(scope="module")
+def small(pack, demo):
+    core, schedules = pack.module("followclick_core.models.unet"), pack.module("followclick_core.diffusion.schedule")
+    width = demo.clip.encode_from_tokens(demo.clip.tokenize("")).shape[-1]
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        unet = core.UNet(core.UNetParams(model_channels=32, context_dim=width))
+        for parameter in unet.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    own = schedules.ScheduleParams(beta_schedule="linear", zero_terminal_snr=False, prediction_type="epsilon")
+    model = pack.module("nodes.host_models").host_model(unet.params, own, unet.state_dict(), "small")
+    return Small(model, unet.eval())
+
+
+@pytest.fixture(scope="module")
+def files(pack, small, checkpoint_files, tmp_path_factory):
+    """A file of each family in the host's folder for AnimateDiff's models, and a motion LoRA in that for LoRAs."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in checkpoint_files.FAMILIES:
+        checkpoint_files.write_motion_file(folder / f"{name}.safetensors", name, text=small.unet.params.context_dim)
+    torch.save(checkpoint_files.lora_tensors("animatediff_v2"), folder / "pan.ckpt")
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("animatediff_models", "animatediff_motion_lora"):
+            paths, extensions = folder_paths.folder_names_and_paths[kind]
+            patch.setitem(folder_paths.folder_names_and_paths, kind, ([*paths, str(folder)], extensions))
+        yield folder
+
+
+@pytest.fixture
+def load(pack, files):
+    return lambda name: pack.run("LoadMotionModel", name=f"{name}.safetensors")[0]
+
+
+@pytest.fixture
+def animate(pack, demo, small, picture, square):
+    """First Frame and Apply Motion Model for a motion model: MODEL, conditionings, LATENT."""
+
+    def run(motion, magnitude=6.0, length=3, model=None, text="a ball", **other):
+        regions = other.pop("regions", None) or pack.regions(demo, square, magnitude=magnitude)
+        motion = replace(motion, trained_size=128)  # half a thousand pixels would take long here
+        graph = pack.first_frame(
+            demo,
+            picture,
+            regions,
+            length,
+            motion_model=motion,
+            **{"positive": pack.text(demo, text), "negative": pack.text(demo, "blurred")} | other,
+        )
+        return pack.run("ApplyMotionModel", model=model or small.model, motion_model=motion)[0], *graph
+
+    return run
