@@ -16,12 +16,18 @@ class FirstFrameCond(CONDNoiseShape):
     """Mask and first-frame latents of each frame, f 5 h w. The host would cut or repeat them for another length."""
 
     def process_cond(self, batch_size: int, area: Sequence[int] | None, **kwargs: object) -> CONDNoiseShape:
-        if batch_size != len(self.cond):
+        self.check(batch_size)
+        return super().process_cond(batch_size=batch_size, area=area, **kwargs)
+
+    def check(self, num_frames: int) -> None:
+        """Raises:
+        ValueError: the latent has another number of frames.
+        """
+        if num_frames != len(self.cond):
             raise ValueError(
-                f"First Frame made its conditioning for {len(self.cond)} frames, but a latent of {batch_size} is "
+                f"First Frame made its conditioning for {len(self.cond)} frames, but a latent of {num_frames} is "
                 "sampled; connect the LATENT of the same First Frame node."
             )
-        return super().process_cond(batch_size=batch_size, area=area, **kwargs)
 
 
 class CurveCond(CONDRegular):

@@ -276,7 +276,7 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
             is_model_options=True,
         )
         try:
-            mend_windows(guider.model_options, motion_model.layout)
+            mend_windows(guider.model_options, motion_model.layout, guider.conds.get("positive", []))
             return executor(noise, *args, **kwargs)
         finally:
             attachment.detach()
