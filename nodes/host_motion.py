@@ -37,6 +37,7 @@ from .host_conds import (
     REGION_SHARES,
     CurveCond,
     FirstFrameCond,
+    uncompiled_blends,
 )
 from .host_families import apply_family, clip_latent, hand_patches_on, spoken
 from .host_models import model_latents
@@ -277,7 +278,8 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
         )
         try:
             mend_windows(guider.model_options, motion_model.layout, guider.conds.get("positive", []))
-            return executor(noise, *args, **kwargs)
+            with uncompiled_blends(guider.conds):
+                return executor(noise, *args, **kwargs)
         finally:
             attachment.detach()
 
