@@ -32,7 +32,8 @@ class SamplingParams:
         region_mode: How several regions of a picture are computed, one of regions.REGION_MODES.
         context_length: Clips of more frames are sampled in overlapping windows of so many; None: what the model was
             trained on.
-        context_overlap: Frames that neighbouring windows share at least; None: a quarter of the window.
+        context_overlap: Frames that neighbouring windows share at least, from 1 on, for each continues from one of
+            them; None: a quarter of the window.
         loop: Whether the last frame runs into the first.
         autocast: Compute the UNet's products in this dtype (float16 on a GPU); None: in that of the weights.
     """
@@ -100,7 +101,7 @@ def generate_latents(
 def _windows(bundle: ModelBundle, params: SamplingParams) -> tuple[list[list[int]], list[list[float]]]:
     """The windows' frames, and what these count."""
     length = params.context_length or bundle.motion.params.trained_frames
-    overlap = length // 4 if params.context_overlap is None else params.context_overlap
+    overlap = min(max(1, length // 4), length - 1) if params.context_overlap is None else params.context_overlap
     windows = context_windows(params.num_frames, length, overlap, params.loop)
     return windows, [window_weights(window, params.num_frames, overlap, params.loop) for window in windows]
 

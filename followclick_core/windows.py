@@ -38,14 +38,16 @@ def context_windows(num_frames: int, length: int, overlap: int, loop: bool = Fal
     meet in the middle, and what follows the last frame is the photo.
 
     Raises:
-        ValueError: a window without frames, or an overlap that is not shorter than the window.
+        ValueError: a window without frames, or an overlap that is not shorter than the window; and where the clip does
+            not fit in one window, no overlap: each continues from a frame of those before.
     """
-    if length < 1:
-        raise ValueError(f"A context window has {length} frames; give at least 1, 16 is what the models learned.")
-    if not 0 <= overlap < length:
+    if length < min(2, num_frames):
+        raise ValueError(f"A context window has {length} frames; give at least 2, 16 is what the models learned.")
+    least = 0 if num_frames <= length else 1
+    if not least <= overlap < length:
         raise ValueError(
-            f"Context windows of {length} frames cannot overlap by {overlap}; give 0 to {length - 1}, a quarter is "
-            "usual."
+            f"Context windows of {length} frames cannot overlap by {overlap}; give 1 to {length - 1}, a quarter is "
+            "usual. Each window continues from a frame that it shares with those before."
         )
     size = min(length, num_frames)
     # Of a loop each way counts until a little after the middle (_fade).
@@ -86,7 +88,7 @@ def continued_condition(condition: Video, window: list[int], first_latents: Tens
     """The first-frame condition of a window that does not begin at frame 0: as if a clip began at its first frame.
 
     Args:
-        condition: That of the whole clip, b 5 f h w.
+        condition: That of the whole clip, b 5 f h w; only its frame 0 counts.
         first_latents: The window's first frame, as predicted so far, b 4 h w.
         layout: See `conditioning.first_frame_condition`.
     """

@@ -1,6 +1,8 @@
 """What CONDITIONING carries for a motion model, as the host's own condition types, and under which names."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from comfy.conds import CONDNoiseShape, CONDRegular
@@ -16,12 +18,18 @@ class FirstFrameCond(CONDNoiseShape):
     """Mask and first-frame latents of each frame, f 5 h w. The host would cut or repeat them for another length."""
 
     def process_cond(self, batch_size: int, area: Sequence[int] | None, **kwargs: object) -> CONDNoiseShape:
-        if batch_size != len(self.cond):
+        self.check(batch_size)
+        return super().process_cond(batch_size=batch_size, area=area, **kwargs)
+
+    def check(self, num_frames: int) -> None:
+        """Raises:
+        ValueError: the latent has another number of frames.
+        """
+        if num_frames != len(self.cond):
             raise ValueError(
-                f"First Frame made its conditioning for {len(self.cond)} frames, but a latent of {batch_size} is "
+                f"First Frame made its conditioning for {len(self.cond)} frames, but a latent of {num_frames} is "
                 "sampled; connect the LATENT of the same First Frame node."
             )
-        return super().process_cond(batch_size=batch_size, area=area, **kwargs)
 
 
 class CurveCond(CONDRegular):
@@ -34,3 +42,19 @@ class CurveCond(CONDRegular):
 
     def process_cond(self, batch_size: int, **kwargs: object) -> CONDRegular:
         return CONDRegular(self.over(batch_size))
+
+
+def uncompiled_blends(conds: dict[str, list[dict]]) -> AbstractContextManager:
+    """Inside it, torch.compile counts for nothing if there is an entry of several regions.
+
+    What is compiled for one block serves its like, and hooks are not among what is compared; but with several regions
+    every block has its own. So a compiled UNet would silently make another clip.
+
+    Args:
+        conds: A guider's entries, under its names for them.
+    """
+    blended = any(REGION_SHARES in entry.get("model_conds", {}) for entries in conds.values() for entry in entries)
+    # Nothing is compiled before this module is there, and to load it takes seconds; torch 2.5 has no stances.
+    if not blended or "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

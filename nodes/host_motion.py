@@ -36,6 +36,7 @@ from .host_conds import (
     REGION_SHARES,
     CurveCond,
     FirstFrameCond,
+    uncompiled_blends,
 )
 from .host_families import apply_family, clip_latent, in_dtype, spoken, with_start
 from .host_models import model_latents
@@ -277,8 +278,9 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
             is_model_options=True,
         )
         try:
-            mend_windows(guider.model_options, motion_model.layout)
-            return executor(noise, *args, **kwargs)
+            mend_windows(guider.model_options, motion_model.layout, guider.conds.get("positive", []))
+            with uncompiled_blends(guider.conds):
+                return executor(noise, *args, **kwargs)
         finally:
             attachment.detach()
 

@@ -23,16 +23,16 @@ from torch import Tensor
 
 from ..followclick_core.models.motion_model import LAYOUTS
 from ..followclick_core.windows import blend_windows, context_windows, continued_condition, window_weights
-from .host_conds import FIRST_FRAME, CurveCond
+from .host_conds import FIRST_FRAME, CurveCond, FirstFrameCond
 
 
 def with_context_windows(model: ModelPatcher, length: int, overlap: int, loop: bool) -> ModelPatcher:
     """A copy of MODEL that samples clips of more than `length` frames in windows, and loops of any length.
 
     Raises:
-        ValueError: The overlap is not shorter than the windows.
+        ValueError: There is no overlap, or it is not shorter than the windows.
     """
-    context_windows(length, length, overlap)  # raises
+    context_windows(length + 1, length, overlap)  # raises
     patched = model.clone()
     patched.model_options["context_handler"] = FrameWindows(
         ContextSchedule("followclick", _schedule),
@@ -46,16 +46,17 @@ def with_context_windows(model: ModelPatcher, length: int, overlap: int, loop: b
     return patched
 
 
-def mend_windows(model_options: dict, layout: str) -> None:
+def mend_windows(model_options: dict, layout: str, positive: list[dict]) -> None:
     """Give one run's options a handler that cuts rightly, if they have one of the host's for frames.
 
     Args:
         model_options: The guider's own; what they hold is replaced, not changed, for it belongs to the graph.
         layout: How the motion model lays the first frame out over time.
+        positive: The guider's positive entries, by which a call's are known: guiders call in orders of their own.
     """
     handler = model_options.get("context_handler")
     if isinstance(handler, IndexListContextHandler) and handler.dim == 0:
-        model_options["context_handler"] = FrameWindows.of_run(handler, layout)
+        model_options["context_handler"] = FrameWindows.of_run(handler, layout, positive)
 
 
 def _schedule(num_frames: int, handler: IndexListContextHandler, _options: dict) -> list[list[int]]:
@@ -83,15 +84,18 @@ class FrameWindows(IndexListContextHandler):
 
     layout: str | None = None
     of_one_run = False
+    _positive: object = None
+    _last_whole: Tensor | None = None
 
     @classmethod
-    def of_run(cls, handler: IndexListContextHandler, layout: str) -> "FrameWindows":
+    def of_run(cls, handler: IndexListContextHandler, layout: str, positive: list[dict]) -> "FrameWindows":
         """A handler for one run with the settings of `handler`, whichever attributes this host's has."""
         own = cls.__new__(cls)
         own.__dict__.update(handler.__dict__)
         own.layout = layout if layout in LAYOUTS else None
         own.of_one_run = True
         own._controls = {}
+        own._positive = positive[0].get("uuid") if positive else None
         return own
 
     def _start(self) -> None:
@@ -101,6 +105,7 @@ class FrameWindows(IndexListContextHandler):
         self._predicted: list[Tensor] = []
         self._windows: list[list[int]] = []
         self._begin: Tensor | None = None
+        self._followed: list[tuple[Tensor, Tensor]] = []
 
     def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
         looping = self.context_schedule.func is _schedule and self.closed_loop and len(x_in) > 1
@@ -116,20 +121,28 @@ class FrameWindows(IndexListContextHandler):
 
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list:
         self._start()
+        known = [index for index, cond in enumerate(conds) if self._is_positive(cond)]
+        present = [index for index, cond in enumerate(conds) if cond is not None]
+        self._continued = (known or present or [0])[0]
+        self._apart = not known and self._last_whole is not None
         try:
-            return super().execute(calc_cond_batch, model, conds, x_in, timestep, model_options)
+            predicted = super().execute(calc_cond_batch, model, conds, x_in, timestep, model_options)
         finally:
             self._start()
+        if self.of_one_run and known:
+            self._last_whole = predicted[self._continued]
+        return predicted
+
+    def _is_positive(self, cond: list[dict] | None) -> bool:
+        # The first entry: to the others the host adds copies from other conditionings, to have areas in both.
+        return bool(cond) and self._positive is not None and cond[0].get("uuid") == self._positive
 
     def evaluate_context_windows(
         self, calc_cond_batch, model, x_in, conds, timestep, windows, model_options, *more, **named
     ):
         frames = list(windows[0][1].index_list)
-        self._begin = None
-        if frames[0] != 0 and any(frames[0] in seen for seen in self._windows):
-            weights = [_weights(0, len(x_in), window, self) for window in self._windows]
-            so_far = blend_windows(self._predicted, self._windows, weights, len(x_in), dim=0)
-            self._begin = so_far[frames[:1]]
+        self._begin = self._begin_of(frames, len(x_in))
+        self._followed = []
         # Packs that keep something for each frame (image prompts, ControlNets) look here for what is sampled now.
         model_options["transformer_options"]["ad_params"] = {
             "sub_idxs": frames,
@@ -140,8 +153,23 @@ class FrameWindows(IndexListContextHandler):
             calc_cond_batch, model, x_in, conds, timestep, windows, model_options, *more, **named
         )
         self._windows.append(frames)
-        self._predicted.append(results[0].sub_conds_out[0])
+        self._predicted.append(results[0].sub_conds_out[self._continued])
         return results
+
+    def _begin_of(self, frames: list[int], num_frames: int) -> Tensor | None:
+        """What the positive conditioning makes of a window's first frame, 1 4 h w; None: that frame is the photo.
+
+        Where the host's windows share no frames, the frame before stands in. Its uniform schedules begin at another
+        frame at each step, of which no window knows yet, and some guiders ask for the negative in a call of its own:
+        there it is what the last call with the positive made of it.
+        """
+        if frames[0] == 0:
+            return None
+        for frame in () if self._apart else (frames[0], frames[0] - 1):
+            if any(frame in seen for seen in self._windows):
+                weights = [_weights(0, num_frames, window, self) for window in self._windows]
+                return blend_windows(self._predicted, self._windows, weights, num_frames, dim=0)[[frame]]
+        return None if self._last_whole is None else self._last_whole[frames[:1]]
 
     def get_resized_cond(self, cond_in, x_in, window, *more, **named):
         resized = super().get_resized_cond(cond_in, x_in, window, *more, **named)
@@ -149,24 +177,39 @@ class FrameWindows(IndexListContextHandler):
             return resized
         for entry, own in zip(cond_in, resized, strict=True):
             if "model_conds" in entry:
-                cut = {key: self._cut(key, cond, len(x_in), window) for key, cond in entry["model_conds"].items()}
+                cut = {key: self._cut(key, cond, x_in, window) for key, cond in entry["model_conds"].items()}
                 own["model_conds"] = {**own["model_conds"], **{k: v for k, v in cut.items() if v is not None}}
             if entry.get("control") is not None:
                 own["control"] = self._control_of(entry["control"], len(x_in), window)
         return resized
 
-    def _cut(self, key: str, cond: CONDRegular, num_frames: int, window: IndexListContextWindow) -> CONDRegular | None:
-        """The window's part of what has something for each frame; None for what has not."""
+    def _cut(self, key: str, cond: CONDRegular, x_in: Tensor, window: IndexListContextWindow) -> CONDRegular | None:
+        """The window's part of what has something for each frame; None for what has not.
+
+        Raises:
+            ValueError: a first-frame condition is for another number of frames.
+        """
         if isinstance(cond, CurveCond):
-            return CONDRegular(cond.over(num_frames)[window.index_list])
+            return CONDRegular(cond.over(len(x_in))[window.index_list])
+        if isinstance(cond, FirstFrameCond):
+            cond.check(len(x_in))
         tensor = getattr(cond, "cond", None)
-        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != num_frames:
+        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != len(x_in):
             return None
         if key == FIRST_FRAME and self._begin is not None and self.layout is not None:
-            whole = rearrange(tensor, "f c h w -> 1 c f h w")
-            begun = continued_condition(whole, list(window.index_list), self._begin.to(tensor), self.layout)
-            return cond._copy_with(rearrange(begun, "1 c f h w -> f c h w"))
+            begun = self._continued_from(self._begin, tensor[:1].to(x_in.device), window, self.layout)
+            return cond._copy_with(begun)
         return cond._copy_with(tensor[window.index_list])
+
+    def _continued_from(self, begin: Tensor, photo: Tensor, window: IndexListContextWindow, layout: str) -> Tensor:
+        """The first-frame condition of a window that begins with `begin`; the same for all entries of equal `photo`."""
+        for known, begun in self._followed:
+            if torch.equal(known, photo):
+                return begun
+        of_clip = rearrange(photo, "f c h w -> 1 c f h w")
+        begun = continued_condition(of_clip, list(window.index_list), begin, layout)
+        self._followed.append((photo, rearrange(begun, "1 c f h w -> f c h w")))
+        return self._followed[-1][1]
 
     def _control_of(self, control, num_frames: int, window: IndexListContextWindow):
         """A ControlNet, and those before it, with the hints of the window's frames; kept, so hints are scaled once."""

@@ -201,14 +201,14 @@ class ContextWindows(io.ComfyNode):
                 io.Int.Input(
                     "context_length",
                     default=16,
-                    min=1,
+                    min=2,
                     max=MAX_FRAMES,
                     tooltip="Frames of a window: what the motion model was trained on, mostly 16.",
                 ),
                 io.Int.Input(
                     "context_overlap",
                     default=4,
-                    min=0,
+                    min=1,
                     max=MAX_FRAMES,
                     tooltip="Frames that neighbouring windows share at least. More is smoother, and takes longer.",
                 ),

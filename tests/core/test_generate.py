@@ -1,5 +1,7 @@
 """The method's inference on a model of random weights: what follows from its inputs, and what may not matter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -170,3 +172,11 @@ def test_decoding_in_parts_is_decoding_frame_by_frame(bundle):
 
 def test_the_papers_defaults():
     assert SamplingParams() == SamplingParams(num_frames=16, steps=25, guidance_scale=7.5, guidance_rescale=0.0)
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_windows_too_short_for_a_quarter_share_a_frame(bundle, request_, length):
+    params = SamplingParams(num_frames=5, steps=2, context_length=length)
+    assert torch.isfinite(generate_latents(bundle, **request_ | {"params": params})).all()
+    with pytest.raises(ValueError, match="cannot overlap by 0"):
+        generate_latents(bundle, **request_ | {"params": replace(params, context_overlap=0)})

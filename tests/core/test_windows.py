@@ -17,7 +17,7 @@ from followclick_core.windows import (
 
 @pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize(
-    ("num_frames", "length", "overlap"), [(1, 16, 4), (16, 16, 4), (17, 16, 4), (48, 16, 6), (100, 8, 3), (5, 2, 0)]
+    ("num_frames", "length", "overlap"), [(1, 16, 4), (16, 16, 4), (17, 16, 4), (48, 16, 6), (100, 8, 3), (5, 2, 1)]
 )
 def test_windows_cover_every_frame_and_overlap_as_asked(num_frames, length, overlap, loop):
     windows = context_windows(num_frames, length, overlap, loop)
@@ -30,7 +30,7 @@ def test_windows_cover_every_frame_and_overlap_as_asked(num_frames, length, over
         for before, after in itertools.pairwise(way):
             assert len(set(before) & set(after)) >= overlap
             # Where a window begins, the one before has something to continue from.
-            assert overlap == 0 or after[0] in before
+            assert after[0] in before
     assert all(window == list(range(window[0], window[-1] + 1)) for window in ways[0])
     assert [[-frame % num_frames for frame in window] for window in ways[-1]] == ways[0] or len(ways) == 1
     # Every frame counts.
@@ -55,10 +55,14 @@ def test_each_half_of_a_loop_is_the_way_that_leaves_the_photo_there(num_frames):
     assert distance.diff().abs().max() < 1.6
 
 
-@pytest.mark.parametrize(("length", "overlap"), [(0, 0), (4, 4), (4, -1)])
+@pytest.mark.parametrize(("length", "overlap"), [(0, 0), (1, 0), (4, 4), (4, 0), (4, -1)])
 def test_windows_that_make_no_sense_are_refused(length, overlap):
-    with pytest.raises(ValueError, match=r"context window has 0|cannot overlap by"):
+    with pytest.raises(ValueError, match=r"context window has [01]|cannot overlap by"):
         context_windows(10, length, overlap)
+
+
+def test_a_clip_that_fits_in_one_window_needs_no_overlap():
+    assert context_windows(4, 4, 0) == [[0, 1, 2, 3]] and context_windows(1, 1, 0) == [[0]]
 
 
 def test_blending_keeps_what_windows_agree_on_and_weighs_the_middle_most():

@@ -1,11 +1,15 @@
 """Several regions in one pass, and clips in windows, inside the host's samplers: the same numbers as the core's."""
 
+import contextlib
+
 import comfy.sample
 import comfy.samplers
 import pytest
 import torch
 from comfy.controlnet import ControlBase
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
 import nodes
 
@@ -206,6 +210,119 @@ def test_the_motion_text_is_projected_once_per_sampling(pack, demo, graph, pictu
     assert len(calls) == len(set(calls)) == len(handles) > 0
 
 
-def test_windows_that_make_no_sense_are_refused(pack, graph):
-    with pytest.raises(ValueError, match="cannot overlap by 8"):
-        pack.run("ContextWindows", model=graph.model, context_length=8, context_overlap=8, loop=False)
+@pytest.mark.parametrize("overlap", [0, 8])
+def test_windows_that_make_no_sense_are_refused(pack, graph, overlap):
+    with pytest.raises(ValueError, match=f"cannot overlap by {overlap}"):
+        pack.run("ContextWindows", model=graph.model, context_length=8, context_overlap=overlap, loop=False)
+
+
+class Watched:
+    """A copy of MODEL, with what each window takes for its photo and what each step makes of the positive."""
+
+    def __init__(self, model):
+        self.model, self.begun, self.predicted = model.clone(), [], []
+        self.model.set_model_sampler_post_cfg_function(self._note)
+
+    def _note(self, args):
+        self.predicted.append(args["cond_denoised"].clone())
+        return args["denoised"]
+
+    @contextlib.contextmanager
+    def watching(self, demo):
+        conv = demo.motion_model.model.first_frame_conv
+        handle = conv.register_forward_pre_hook(lambda _l, inputs: self.begun.append(inputs[0][0, 1:].clone()))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@pytest.mark.parametrize(("schedule", "overlap"), [("standard_static", 0), ("batched", 2)])
+def test_windows_of_the_host_that_share_no_frames_continue_from_the_frame_before(
+    pack, demo, graph, picture, square, schedule, overlap
+):
+    conditioned = pack.first_frame(demo, picture, pack.regions(demo, square), length=6)
+    watched = Watched(host_windows(graph.model, 3, overlap, schedule))
+    with watched.watching(demo):
+        pack.sample(watched.model, *conditioned, steps=2)
+    for step, predicted in enumerate(watched.predicted):
+        torch.testing.assert_close(watched.begun[2 * step + 1], predicted[2])
+
+
+def test_a_uniform_schedule_of_the_host_begins_where_the_step_before_was(pack, demo, graph, picture, square):
+    conditioned = pack.first_frame(demo, picture, pack.regions(demo, square), length=6)
+    watched = Watched(host_windows(graph.model, schedule="looped_uniform"))
+    with watched.watching(demo):
+        pack.sample(watched.model, *conditioned, steps=2)
+    assert len(watched.begun) == 4  # of frames 0.., 2.., 3.., 5..
+    torch.testing.assert_close(watched.begun[2], watched.predicted[0][3])
+
+
+@pytest.mark.parametrize("cfg_negative", [1.0, 3.0])  # with 1 there is no negative
+def test_windows_continue_from_the_positive_whatever_order_a_guider_has(
+    pack, demo, graph, picture, square, cfg_negative
+):
+    positive, negative, latent = pack.first_frame(demo, picture, pack.regions(demo, square), length=6)
+    watched = Watched(host_windows(graph.model))
+    dual = Guider_DualCFG(watched.model)
+    dual.set_conds(positive, negative, negative)
+    dual.set_cfg(4.0, cfg_negative)
+    usual = comfy.samplers.CFGGuider(watched.model)
+    usual.set_conds(positive, negative)
+    usual.set_cfg(4.0)
+    sigmas = pack.run("MotionSchedule", model=graph.model, steps=1)[0]
+    noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(0))
+    with watched.watching(demo):
+        for guider in (usual, dual):
+            guider.sample(noise, noise * 0, comfy.samplers.sampler_object("euler"), sigmas)
+    (first, second), (dual_first, dual_second) = watched.begun[:2], watched.begun[2:]
+    assert torch.equal(dual_first, first)
+    torch.testing.assert_close(dual_second, second, rtol=1e-3, atol=1e-3)
+
+
+def test_a_negative_that_is_asked_for_by_itself_continues_from_the_positive(pack, demo, graph, picture, square):
+    conditioned = pack.first_frame(demo, picture, pack.regions(demo, square), length=6)
+    watched = Watched(host_windows(graph.model))
+
+    def apart(args):
+        model, x, sigma, options = (args[key] for key in ("model", "input", "sigma", "model_options"))
+        positive, negative = args["conds"]
+        calls = [positive, None], [None, negative]
+        return [comfy.samplers.calc_cond_batch(model, c, x, sigma, options)[i] for i, c in enumerate(calls)]
+
+    watched.model.set_model_sampler_calc_cond_batch_function(apart)
+    with watched.watching(demo):
+        pack.sample(watched.model, *conditioned, steps=1)
+    assert len(watched.begun) == 4
+    torch.testing.assert_close(watched.begun[3], watched.predicted[0][2])
+
+
+@pytest.mark.parametrize("length", [4, 6])
+def test_a_first_frame_of_another_length_than_the_latent_is_refused_in_windows_too(
+    pack, demo, graph, picture, square, length
+):
+    regions = pack.regions(demo, square)
+    positive, negative, _ = pack.first_frame(demo, picture, regions, length=length)
+    latent = pack.first_frame(demo, picture, regions, length=8)[2]
+    with pytest.raises(ValueError, match=f"for {length} frames, but a latent of 8"):
+        pack.sample(host_windows(graph.model), positive, negative, latent, steps=1)
+
+
+def test_a_window_looks_for_the_object_once_a_step(pack, demo, graph, picture, square, monkeypatch):
+    conditioned = pack.first_frame(demo, picture, pack.regions(demo, square), length=6)
+    windows, calls = pack.module("followclick_core.windows"), []
+    follow = windows.followed_mask
+    monkeypatch.setattr(windows, "followed_mask", lambda *inputs: calls.append(inputs) or follow(*inputs))
+    pack.sample(host_windows(graph.model), *conditioned, steps=3)
+    assert len(calls) == 3  # of two windows, and for the positive and the negative at once
+
+
+def test_a_compiled_model_blends_regions_just_so(pack, demo, graph, picture, two):
+    conditioned = pack.first_frame(demo, picture, two)
+    compiled = graph.model.clone()
+    set_torch_compile_wrapper(compiled, backend="eager")
+    try:
+        found = pack.sample(compiled, *conditioned)
+    finally:
+        torch._dynamo.reset()
+    torch.testing.assert_close(found, pack.sample(graph.model, *conditioned), rtol=1e-3, atol=1e-3)
