@@ -10,6 +10,8 @@ decoded clips as if they had been made there and then. The folder holds safetens
       metadata
         settings        JSON: what made the takes, the weights' checksum among it; other takes are refused
         scenes          JSON: per scene the prompts and magnitudes asked, and the seconds per take
+
+Takes that were asked for later lie in files of their own, so one scene's may be spread over several.
 """
 
 import json
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +30,40 @@ from torch import Tensor
 from ..checkpoint import load_metadata, load_safetensors, save_safetensors
 from ..generate import LATENT_SCALE, SamplingParams, decode_clip, generate_latents
 from ..shapes import Mask
-from .takes import AS_THEY_ARE, Ask, HeldOutScene, Plan, Source, Take, missing_takes, requests_of, write_scene
+from .takes import (
+    AS_THEY_ARE,
+    Ask,
+    HeldOutScene,
+    Plan,
+    Source,
+    Take,
+    missing_takes,
+    requests_of,
+    same_magnitude,
+    write_scene,
+)
 from .workers import in_workers
 
 FILE_BYTES = 14 * 2**20
 CLIPS_AT_ONCE = 16
 # What may differ between the machine that samples and the one that scores.
 _UNCHECKED = ("sampled",)
-_TOLERANCE = 0.01  # of magnitudes: scenes are drawn in floats, whose last bits depend on the processor
 
 Progress = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class StoredTake:
+    """Where one take lies, and what was asked for it; prompt None: the scene's own, in files that state none."""
+
+    path: Path
+    number: int  # in the file, among the takes of its scene
+    prompt: str | None
+    magnitude: float
+    seconds: float
+
+    def answers(self, prompt: str, magnitude: float) -> bool:
+        return self.prompt in (None, prompt) and same_magnitude(self.magnitude, magnitude)
 
 
 @dataclass
@@ -114,7 +141,7 @@ def sample_takes(
     max_seconds: float | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Sample the takes of every scene that the folder does not hold yet, and write them a file at a time.
+    """Sample the takes that the folder does not hold yet, and write them a file at a time.
 
     Args:
         settings: Stored with the takes; a folder of other ones is refused.
@@ -127,11 +154,13 @@ def sample_takes(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    started, present, left, done = time.monotonic(), set(read_index(folder, settings)), 0, 0
+    started, present, left, done = time.monotonic(), read_index(folder, settings), 0, 0
     writer = _Writer(folder, settings)
     waiting: list[tuple[_SceneTakes, Ask]] = []
     for scene, asks in plan.asks(scenes):
-        if scene.index in present or scene.index < first_scene:
+        stored = present.get(scene.index, [])
+        asks = [ask for ask in asks if not any(take.answers(ask.prompt, ask.magnitude) for take in stored)]
+        if not asks or scene.index < first_scene:
             done += 1
             continue
         if left or (max_seconds is not None and time.monotonic() - started > max_seconds):
@@ -197,12 +226,16 @@ class _Writer:
             }
             for takes in scenes
         }
-        indices = [takes.scene.index for takes in scenes]
         save_safetensors(
-            self.folder / f"takes-{min(indices):04d}-{max(indices):04d}.safetensors",
+            self._free_path([takes.scene.index for takes in scenes]),
             tensors,
             {"settings": json.dumps(self.settings), "scenes": json.dumps(about)},
         )
+
+    def _free_path(self, indices: Sequence[int]) -> Path:
+        name = f"takes-{min(indices):04d}-{max(indices):04d}"
+        paths = (self.folder / f"{name}{f'-{n}' if n > 1 else ''}.safetensors" for n in count(1))
+        return next(path for path in paths if not path.exists())
 
 
 def _bytes_of(takes: _SceneTakes) -> int:
@@ -212,19 +245,21 @@ def _bytes_of(takes: _SceneTakes) -> int:
     return clips * per_take + takes.mask.size // 8 + 1024
 
 
-def read_index(folder: str | Path, settings: dict[str, Any] | None = None) -> dict[int, tuple[Path, dict[str, Any]]]:
-    """Scene -> its file, and the magnitudes and seconds of its takes, for all that the folder holds.
+def read_index(folder: str | Path, settings: dict[str, Any] | None = None) -> dict[int, list[StoredTake]]:
+    """Scene -> its takes, for all that the folder holds.
 
     Raises:
         ValueError: A file was made by other settings: other weights, scenes, steps …
     """
-    found: dict[int, tuple[Path, dict[str, Any]]] = {}
+    found: dict[int, list[StoredTake]] = {}
     for path in sorted(Path(folder).glob("takes-*.safetensors")):
         metadata = load_metadata(path)
         if settings is not None:
             _check(path, json.loads(metadata["settings"]), settings)
         for index, about in json.loads(metadata["scenes"]).items():
-            found[int(index)] = (path, about)
+            prompts = about.get("prompts") or [None] * len(about["magnitudes"])  # before there were other phrasings
+            takes = enumerate(zip(prompts, about["magnitudes"], about["seconds"], strict=True))
+            found.setdefault(int(index), []).extend(StoredTake(path, number, *asked) for number, asked in takes)
     return found
 
 
@@ -270,27 +305,23 @@ class StoredTakes:
     def _take(self, scene: HeldOutScene, magnitude: float) -> Take:
         if scene.index not in self._index:
             raise ValueError(f"Scene {scene.index} is not in {self.folder}; sample it first, or ask for fewer scenes.")
-        path, about = self._index[scene.index]
-        number = self._number(scene, magnitude, about)
-        stored = about["magnitudes"][number]
-        tensors = self._load(path)
+        stored = self._find(scene, magnitude)
+        tensors = self._load(stored.path)
         name, shape = f"{scene.index:04d}", scene.mask.shape
         mask = np.unpackbits(tensors[f"{name}/mask"].numpy(), count=scene.mask.size).reshape(shape).astype(bool)
         if f"{name}/latents" not in tensors:  # the click found nothing
-            return Take(stored, np.repeat(scene.image[None], len(scene.frames), axis=0), mask)
-        latents = tensors[f"{name}/latents"][number : number + 1].float().to(self.animator.bundle.device)
+            return Take(stored.magnitude, np.repeat(scene.image[None], len(scene.frames), axis=0), mask)
+        latents = tensors[f"{name}/latents"][stored.number, None].float().to(self.animator.bundle.device)
         frames = self.animator.canvas(scene.image).cut(decode_clip(self.animator.bundle, latents))
-        return Take(stored, frames, mask, about["seconds"][number])
+        return Take(stored.magnitude, frames, mask, stored.seconds)
 
-    def _number(self, scene: HeldOutScene, magnitude: float, about: dict[str, Any]) -> int:
-        """Which of the scene's takes this is."""
-        prompts = about.get("prompts") or [scene.prompt] * len(about["magnitudes"])  # before there were other phrasings
-        for number, (prompt, stored) in enumerate(zip(prompts, about["magnitudes"], strict=True)):
-            if prompt == scene.prompt and abs(stored - magnitude) <= _TOLERANCE * (1 + magnitude):
-                return number
+    def _find(self, scene: HeldOutScene, magnitude: float) -> StoredTake:
+        for take in self._index[scene.index]:
+            if take.answers(scene.prompt, magnitude):
+                return take
         raise ValueError(
             f"'{scene.prompt}' at magnitude {magnitude:g} was not sampled for scene {scene.index} of {self.folder}; "
-            "sample with as many --sweep-scenes and --unseen-phrasings."
+            "sample with as many --sweep-scenes and --unseen-phrasings: what is there already is not sampled again."
         )
 
     def _load(self, path: Path) -> dict[str, Tensor]:

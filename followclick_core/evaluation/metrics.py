@@ -81,11 +81,19 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def linear_fit(asked: np.ndarray, measured: np.ndarray) -> tuple[float, float, float]:
-    """Slope, intercept and R² of the least-squares line; nan where `asked` or `measured` does not vary."""
+    """Slope, intercept and R² of the least-squares line; nan where `asked` or `measured` does not vary.
+
+    Slope and R² do not see an offset: hold mean_absolute_error beside them.
+    """
     if np.ptp(asked) == 0:
         return float("nan"), float("nan"), float("nan")
     slope, intercept = np.polyfit(asked, measured, 1)
     return float(slope), float(intercept), pearson(asked, measured) ** 2
+
+
+def mean_absolute_error(asked: np.ndarray, measured: np.ndarray) -> float:
+    """Mean of |measured - asked|, in their unit: 0 only where what was asked is what came."""
+    return float(np.abs(measured - asked).mean())
 
 
 def mask_iou(mask: np.ndarray, other: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,72 @@ Progress = Callable[[str, int, int], None]
 SWEEP_VERBS = ("move left", "move right", "move up", "move down", "fall", "jump", "shake", "run", "fly", "swim")
 
 
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Which clips are made: what both halves of the evaluation are told."""
+
+    animator: Any
+    art: ArtPack
+    num_scenes: int
+    seed: int
+    num_frames: int
+    steps: int
+    guidance_scale: float
+    size: int
+    verbs: Sequence[str]
+
+    def scenes(self) -> Iterator[HeldOutScene]:
+        return held_out_scenes(self.art, self.num_scenes, self.seed, self.size, self.num_frames, self.verbs)
+
+    def source(self) -> Source:
+        return AnimatorSource(
+            self.animator,
+            num_frames=self.num_frames,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            seed=self.seed,
+        )
+
+    def stored_source(self, takes: str | Path) -> StoredTakes:
+        """What the folder holds in the model's place; ValueError where it lacks scenes."""
+        source = StoredTakes(self.animator, takes, self.sampling_settings())
+        if missing := source.missing(self.num_scenes):
+            raise ValueError(
+                f"{takes} lacks {len(missing)} of the {self.num_scenes} scenes, the first of them number {missing[0]}; "
+                "sample them first, or ask for fewer scenes."
+            )
+        return source
+
+    def settings(self) -> dict[str, Any]:
+        """Of written clips. Those of other weights under the same name must not be taken for this model's."""
+        return {
+            "model": self.animator.name,
+            "weights": self.animator.digest(),
+            "num_scenes": self.num_scenes,
+            **self._common_settings(),
+        }
+
+    def sampling_settings(self) -> dict[str, Any]:
+        """All that decides what stored takes show."""
+        infos = [asdict(info) for info in (*self.art.sprite_infos, *self.art.animation_infos, *self.art.photo_infos)]
+        return {
+            "weights": self.animator.digest(),
+            "segmenter": self.animator.segmenter.digest(),
+            "art": hashlib.sha256(json.dumps(infos, sort_keys=True).encode()).hexdigest()[:16],
+            **self._common_settings(),
+        }
+
+    def _common_settings(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "size": self.size,
+            "num_frames": self.num_frames,
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "verbs": list(self.verbs),
+        }
+
+
 def evaluate_scenes(
     animator: Any,
     art: ArtPack,
@@ -58,6 +124,8 @@ def evaluate_scenes(
 ) -> Evaluation:
     """Generate, score, and write report.json, report.md, magnitude.png and contact_sheet.png into `out_dir`.
 
+    Clips that lie there already stay and are scored too: a later call with more sweeps or phrasings makes only those.
+
     Args:
         animator: An Animator.
         size: Of the scenes in pixels; the model's own size.
@@ -70,46 +138,32 @@ def evaluate_scenes(
         progress: Called with ("generate" or "score", scenes done, scenes in all).
 
     Raises:
-        ValueError: `takes` holds those of other weights or settings, or lacks scenes.
+        ValueError: `takes` or `out_dir` holds those of other weights or settings, or `takes` lacks some.
     """
-    settings = {
-        "model": animator.name,
-        # Clips of other weights under the same name must not be taken for this model's.
-        "weights": animator.digest(),
-        "num_scenes": num_scenes,
-        "seed": seed,
-        "size": size,
-        "num_frames": num_frames,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "verbs": list(verbs),
-    }
-    source: Source
-    if takes is None:
-        source = AnimatorSource(animator, num_frames=num_frames, steps=steps, guidance_scale=guidance_scale, seed=seed)
-    else:
-        sampling = _sampling_settings(animator, art, seed, num_frames, steps, guidance_scale, size, verbs)
-        source = StoredTakes(animator, takes, sampling)
-        if missing := source.missing(num_scenes):
-            raise ValueError(
-                f"{takes} lacks {len(missing)} of the {num_scenes} scenes, the first of them number {missing[0]}; "
-                "sample them first, or ask for fewer scenes."
-            )
-        settings |= {"sampled": read_sampling(takes)["sampled"]}
-    plan = Plan(SWEEP_VERBS, sweep_scenes, unseen_scenes)
-    scenes = _counted(held_out_scenes(art, num_scenes, seed, size, num_frames, verbs), num_scenes, progress)
-    if takes is None:
-        generate(source, scenes, out_dir, settings, plan)
-    else:
-        write_takes(source, scenes, out_dir, settings, plan, workers)
-    evaluation = score(out_dir, verbs, progress, workers)
-    photos = click_photos(animator, art)
-    clicks = mean_figure(f"click mask IoU on real photos ({len(photos)})", photos.values(), bar=0.70)
-    evaluation = replace(evaluation, figures=(*evaluation.figures, clicks))
-    truth = held_out_scenes(art, num_scenes, seed, size, num_frames, verbs)
-    evaluation = with_perceptual_figures(evaluation, out_dir, extractors or Extractors(), truth, progress)
+    run = _Run(animator, art, num_scenes, seed, num_frames, steps, guidance_scale, size, verbs)
+    _make_clips(run, out_dir, Plan(SWEEP_VERBS, sweep_scenes, unseen_scenes), takes, workers, progress)
+    evaluation = _with_real_clicks(score(out_dir, verbs, progress, workers), animator, art)
+    evaluation = with_perceptual_figures(evaluation, out_dir, extractors or Extractors(), run.scenes(), progress)
     write_report(evaluation, out_dir)
     return evaluation
+
+
+def _make_clips(
+    run: _Run, out_dir: str | Path, plan: Plan, takes: str | Path | None, workers: int, progress: Progress | None
+) -> None:
+    scenes = _counted(run.scenes(), run.num_scenes, progress)
+    if takes is None:
+        generate(run.source(), scenes, out_dir, run.settings(), plan)
+        return
+    source = run.stored_source(takes)
+    settings = run.settings() | {"sampled": read_sampling(takes)["sampled"]}
+    write_takes(source, scenes, out_dir, settings, plan, workers)
+
+
+def _with_real_clicks(evaluation: Evaluation, animator: Any, art: ArtPack) -> Evaluation:
+    photos = click_photos(animator, art)
+    clicks = mean_figure(f"click mask IoU on real photos ({len(photos)})", photos.values(), bar=0.70)
+    return replace(evaluation, figures=(*evaluation.figures, clicks))
 
 
 def with_perceptual_figures(
@@ -163,47 +217,22 @@ def sample_scenes(
     Returns:
         How many scenes are still to be sampled.
     """
-    settings = _sampling_settings(animator, art, seed, num_frames, steps, guidance_scale, size, verbs)
+    run = _Run(animator, art, num_scenes, seed, num_frames, steps, guidance_scale, size, verbs)
     on_gpu = animator.bundle.device.type == "cuda"
     sampler = LatentSampler(
         animator, seed, num_frames, steps, guidance_scale, autocast=torch.float16 if on_gpu else None
     )
-    settings["sampled"] = "on a GPU, half precision" if on_gpu else "on a CPU, single precision"
+    sampled = "on a GPU, half precision" if on_gpu else "on a CPU, single precision"
     return sample_takes(
         sampler,
-        held_out_scenes(art, num_scenes, seed, size, num_frames, verbs),
+        run.scenes(),
         takes,
-        settings,
+        run.sampling_settings() | {"sampled": sampled},
         Plan(SWEEP_VERBS, sweep_scenes, unseen_scenes),
         first_scene,
         max_seconds,
         progress and (lambda stage, done: progress(stage, done, num_scenes)),
     )
-
-
-def _sampling_settings(
-    animator: Any,
-    art: ArtPack,
-    seed: int,
-    num_frames: int,
-    steps: int,
-    guidance_scale: float,
-    size: int,
-    verbs: Sequence[str],
-) -> dict[str, Any]:
-    """All that decides what stored takes show."""
-    infos = [asdict(info) for info in (*art.sprite_infos, *art.animation_infos, *art.photo_infos)]
-    return {
-        "weights": animator.digest(),
-        "segmenter": animator.segmenter.digest(),
-        "art": hashlib.sha256(json.dumps(infos, sort_keys=True).encode()).hexdigest()[:16],
-        "seed": seed,
-        "size": size,
-        "num_frames": num_frames,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "verbs": list(verbs),
-    }
 
 
 def held_out_scenes(

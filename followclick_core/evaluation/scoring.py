@@ -15,7 +15,7 @@ import numpy as np
 from ..data.verbs import VERBS
 from ..flow.magnitude import REFERENCE_WIDTH, object_speeds, psnr, report_motion
 from ..flow.tracks import clip_flows, follow
-from .metrics import Figure, figure_of, linear_fit, mask_iou, mean_figure, spearman
+from .metrics import Figure, figure_of, linear_fit, mask_iou, mean_absolute_error, mean_figure, spearman
 from .phrasings import KINDS
 from .takes import SceneTakes, read_scene, read_settings, scene_files
 from .verbs import recognise_verb
@@ -180,14 +180,16 @@ def _verb_figures(scores: Sequence[SceneScore]) -> tuple[Figure, ...]:
 
 def _magnitude_figures(scores: Sequence[SceneScore]) -> tuple[Figure, ...]:
     sweeps = [np.array(s.sweep) for s in scores if s.sweep]
-    own = np.array([(s.magnitude_asked, s.magnitude) for s in scores])
+    own = [np.array([(s.magnitude_asked, s.magnitude)]) for s in scores]
     return (
         _curve("magnitude sweep 2/4/8/16: Spearman", sweeps, spearman, bar=0.95),
         _curve("magnitude sweep: slope of measured over asked", sweeps, lambda *xy: linear_fit(*xy)[0]),
         _curve("magnitude sweep: distance of the slope from 1", sweeps, _slope_error, bar=0.2, at_least=False),
         _curve("magnitude sweep: R²", sweeps, lambda *xy: linear_fit(*xy)[2], bar=0.90),
-        _curve("the scenes' own magnitudes: Spearman", list(own[:, None]), spearman),
-        _curve("the scenes' own magnitudes: slope", list(own[:, None]), lambda *xy: linear_fit(*xy)[0]),
+        _curve("magnitude sweep: mean absolute error (px/frame at 512)", sweeps, mean_absolute_error),
+        _curve("the scenes' own magnitudes: Spearman", own, spearman),
+        _curve("the scenes' own magnitudes: slope", own, lambda *xy: linear_fit(*xy)[0]),
+        _curve("the scenes' own magnitudes: mean absolute error (px/frame at 512)", own, mean_absolute_error),
     )
 
 

@@ -25,7 +25,9 @@ from ..shapes import Frames8, Image, Mask
 from .phrasings import KINDS, unseen_phrasing
 
 SWEEP_MAGNITUDES = (2.0, 4.0, 8.0, 16.0)
+MAGNITUDE_TOLERANCE = 0.01  # relative: scenes are drawn in floats, whose last bits depend on the processor
 GRID_COLUMNS = 4
+_COLUMNS = ("kinds", "prompts", "magnitudes", "seconds")  # of scene.json, an entry per take
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,11 @@ class Ask:
     kind: str
     prompt: str
     magnitude: float
+
+    def same_as(self, other: "Ask") -> bool:
+        return (self.kind, self.prompt) == (other.kind, other.prompt) and same_magnitude(
+            self.magnitude, other.magnitude
+        )
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def generate(
     plan: Plan = AS_THEY_ARE,
     scenes_at_once: int = 1,
 ) -> None:
-    """Make and write the takes of every scene; scenes that the folder holds already are kept, so a run can resume.
+    """Make and write the takes that the folder lacks; what it holds already is kept, so a run can resume or ask more.
 
     Args:
         settings: Written to run.json. A folder made with other settings is refused.
@@ -158,42 +165,53 @@ def requests_of(scene: HeldOutScene, asks: Sequence[Ask]) -> list[tuple[HeldOutS
 def missing_takes(
     scenes: Iterable[HeldOutScene], out_dir: Path, settings: dict[str, Any], plan: Plan
 ) -> Iterator[tuple[HeldOutScene, list[Ask]]]:
-    """The scenes that `out_dir` does not hold yet, with what to ask in each; arguments as of `generate`."""
+    """The scenes that lack a take in `out_dir`, with what is still to be asked in each; arguments as of `generate`.
+
+    Raises:
+        ValueError: `out_dir` was filled with other settings, or with other scenes.
+    """
     (out_dir / "scenes").mkdir(parents=True, exist_ok=True)
     _claim(out_dir, settings)
     for scene, asks in plan.asks(scenes):
-        if not (_folder(out_dir, scene.index) / "scene.json").is_file():
-            yield scene, asks
+        made = _asks_in(_read_content(_folder(out_dir, scene.index)))
+        if made and not asks[0].same_as(made[0]):
+            raise ValueError(
+                f"Scene {scene.index} of {out_dir} is '{made[0].prompt}' at magnitude {made[0].magnitude:g}, not "
+                f"'{scene.prompt}' at {scene.magnitude:g}: other scenes lie there; choose another folder."
+            )
+        if missing := [ask for ask in asks if not any(map(ask.same_as, made))]:
+            yield scene, missing
 
 
 def write_scene(
     out_dir: Path, scene: HeldOutScene, asks: Sequence[Ask], takes: Sequence[Take], round_trip: np.ndarray
 ) -> None:
-    """Write one scene's files, scene.json last."""
+    """Write one scene's files, scene.json last; to a scene that lies there already, add the takes."""
     folder = _folder(out_dir, scene.index)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_lossless(folder / "photo.webp", scene.image)
-    _write_lossless(folder / "round_trip.webp", round_trip)
-    save_mask(folder / "target.png", scene.mask)
-    save_mask(folder / "distractors.png", scene.distractors)
-    save_mask(folder / "click.png", takes[0].mask)
-    for number, take in enumerate(takes):
+    content = _read_content(folder)
+    if content is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_lossless(folder / "photo.webp", scene.image)
+        _write_lossless(folder / "round_trip.webp", round_trip)
+        save_mask(folder / "target.png", scene.mask)
+        save_mask(folder / "distractors.png", scene.distractors)
+        save_mask(folder / "click.png", takes[0].mask)
+        content = {
+            "verb": scene.verb,
+            "prompt": scene.prompt,
+            "click": list(scene.click) if scene.click else None,
+            "num_frames": len(takes[0].frames),
+            **{column: [] for column in _COLUMNS},
+        }
+    for ask, take in zip(asks, takes, strict=True):
         if take.frames.shape[1:] != scene.image.shape:
             raise ValueError(
                 f"The clip of scene {scene.index} has frames of {take.frames.shape[1:3]} and its photo "
                 f"{scene.image.shape[:2]}; draw the scenes at the model's own size."
             )
-        _write_lossless(folder / f"take_{number}.webp", _grid(take.frames))
-    content = {
-        "verb": scene.verb,
-        "prompt": scene.prompt,
-        "click": list(scene.click) if scene.click else None,
-        "num_frames": len(takes[0].frames),
-        "kinds": [ask.kind for ask in asks],
-        "prompts": [ask.prompt for ask in asks],
-        "magnitudes": [take.magnitude for take in takes],
-        "seconds": [take.seconds for take in takes],
-    }
+        _write_lossless(folder / f"take_{len(content['kinds'])}.webp", _grid(take.frames))
+        for column, value in zip(_COLUMNS, (ask.kind, ask.prompt, take.magnitude, take.seconds), strict=True):
+            content[column].append(value)
     write_json(folder / "scene.json", content)
 
 
@@ -220,7 +238,7 @@ def read_scene(path: Path) -> SceneTakes:
     folder, content = path.parent, json.loads(path.read_text(encoding="utf-8"))
     image = _read(folder / "photo.webp")
     click_mask = load_mask(folder / "click.png")
-    columns = (content[key] for key in ("magnitudes", "seconds", "kinds", "prompts"))
+    columns = (content[column] for column in _COLUMNS)
     takes = [
         Take(
             magnitude,
@@ -230,7 +248,7 @@ def read_scene(path: Path) -> SceneTakes:
             kind,
             prompt,
         )
-        for number, (magnitude, seconds, kind, prompt) in enumerate(zip(*columns, strict=True))
+        for number, (kind, prompt, magnitude, seconds) in enumerate(zip(*columns, strict=True))
     ]
     return SceneTakes(
         index=int(folder.name),
@@ -253,6 +271,24 @@ def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
     if present != settings:
         changed = sorted(key for key in present.keys() | settings.keys() if present.get(key) != settings.get(key))
         raise ValueError(f"{out_dir} holds clips made with another {', '.join(changed)}; choose another folder.")
+
+
+def same_magnitude(magnitude: float, other: float) -> bool:
+    """Whether two magnitudes are one, drawn on different machines."""
+    return abs(magnitude - other) <= MAGNITUDE_TOLERANCE * (1 + other)
+
+
+def _read_content(folder: Path) -> dict[str, Any] | None:
+    """scene.json; None where the scene is not whole."""
+    path = folder / "scene.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _asks_in(content: dict[str, Any] | None) -> list[Ask]:
+    """What the takes of a scene were asked for."""
+    if content is None:
+        return []
+    return [Ask(*columns) for columns in zip(*(content[column] for column in _COLUMNS[:3]), strict=True)]
 
 
 def _folder(out_dir: Path, index: int) -> Path:

@@ -2,6 +2,7 @@
 
 import operator
 import pickle
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -99,6 +100,21 @@ def test_sampling_goes_on_where_it_stopped_and_never_samples_twice(scenes, tmp_p
     assert sorted(read_index(tmp_path)) == [0, 1, 2, 3]
 
 
+def test_more_sweeps_are_sampled_later_beside_what_is_there(animator, scenes, tmp_path):
+    noise = Noise()
+    sample_takes(noise, scenes, tmp_path, {})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    noise.asked.clear()
+    for _ in range(2):
+        assert sample_takes(noise, scenes, tmp_path, {}, Plan(VERBS, 3, unseen_scenes=1)) == 0
+    assert len(noise.asked) == (4 + 2) + 4  # of scene 1 the click finds nothing
+    assert all(path.read_bytes() == content for path, content in before.items())
+    source = StoredTakes(animator, tmp_path, {})
+    for magnitude in (scenes[0].magnitude, *SWEEP_MAGNITUDES):
+        (take,) = source.animate([(scenes[0], magnitude)])
+        assert take.magnitude == magnitude and np.ptp(take.frames, axis=0).any()
+
+
 def test_scenes_before_the_first_are_left_to_others(scenes, tmp_path):
     noise = Noise()
     assert sample_takes(noise, scenes, tmp_path, {}, Plan(VERBS, 1), first_scene=2) == 0
@@ -167,8 +183,15 @@ def test_missing_scenes_and_sweeps_are_named(arguments, sampled, tmp_path):
     (animator, art, _, *rest), options = arguments
     with pytest.raises(ValueError, match="lacks 2 of the 5 scenes, the first of them number 3"):
         evaluate_scenes(animator, art, 5, *rest, out_dir=tmp_path, takes=sampled, **options)
+    more = options | {"sweep_scenes": 3}
     with pytest.raises(ValueError, match="as many --sweep-scenes"):
-        evaluate_scenes(*arguments[0], out_dir=tmp_path, takes=sampled, **options | {"sweep_scenes": 3})
+        evaluate_scenes(*arguments[0], out_dir=tmp_path, takes=sampled, **more)
+    again = shutil.copytree(sampled, tmp_path / "more")
+    assert sample_scenes(*arguments[0], takes=again, **more) == 0
+    evaluation = evaluate_scenes(*arguments[0], out_dir=tmp_path, takes=again, **more)
+    swept = [scene.verb == "jump" for scene in evaluation.scenes]  # the other verb cannot be swept
+    assert [bool(scene.sweep) for scene in evaluation.scenes] == swept
+    assert sum(swept) > 1
 
 
 def test_a_click_that_found_nothing_is_a_still_clip(animator, scenes, tmp_path):

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from followclick_core.evaluation.metrics import bootstrap_interval, edge_distance, linear_fit, mask_iou, spearman
+from followclick_core.evaluation.metrics import (
+    bootstrap_interval,
+    edge_distance,
+    linear_fit,
+    mask_iou,
+    mean_absolute_error,
+    spearman,
+)
 
 
 def test_spearman_sees_any_growing_relation_as_one():
@@ -24,6 +31,10 @@ def test_spearman_of_a_constant_is_not_a_number():
 def test_a_line_is_recovered_with_all_its_variance():
     asked = np.array([2.0, 4.0, 8.0, 16.0])
     assert linear_fit(asked, 0.5 * asked + 1) == pytest.approx((0.5, 1, 1))
+
+
+def test_the_mean_absolute_error_counts_either_side():
+    assert mean_absolute_error(np.array([2.0, 4.0, 8.0]), np.array([1.0, 6.0, 8.0])) == pytest.approx(1)
 
 
 def test_the_bootstrap_interval_of_a_mean_is_about_two_standard_errors_wide():

@@ -1,6 +1,7 @@
 """The held-out evaluation on a tiny art pack: the truth passes, a still fails, runs resume, a model is asked."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,8 @@ from followclick_core.evaluation.scenes import (
     held_out_scenes,
     score,
 )
-from followclick_core.evaluation.takes import read_scenes
+from followclick_core.evaluation.scoring import figures_of
+from followclick_core.evaluation.takes import Plan, read_scenes
 
 SIZE, FRAMES = 96, 16
 SETTINGS = {"model": "reference", "num_scenes": 6, "seed": 0}
@@ -129,6 +131,51 @@ def test_a_run_goes_on_where_it_was_interrupted(scenes, tmp_path):
     assert len(list(read_scenes(tmp_path))) == 3
 
 
+def kinds_of(folder):
+    return [[take.kind for take in scene.takes] for scene in read_scenes(folder)]
+
+
+def test_more_sweeps_and_phrasings_are_made_later_and_nothing_twice(scenes, tmp_path):
+    animator = SlidingAnimator(scenes)
+    source = AnimatorSource(animator, num_frames=FRAMES, steps=2, guidance_scale=7.5)
+    plan = Plan(VERBS_SHOWN, sweep_scenes=2, unseen_scenes=2)
+    generate(source, scenes[:3], tmp_path / "later", SETTINGS)
+    generate(source, scenes[:3], tmp_path / "later", SETTINGS, Plan(unseen_scenes=1))
+    animator.asked.clear()
+    generate(source, scenes[:3], tmp_path / "later", SETTINGS, plan)
+    assert len(animator.asked) == 4 + (4 + 2)  # of the first scene only the sweep was missing
+    own, sweep, unseen = ["own"], ["sweep"] * 4, ["synonym", "rephrasing"]
+    assert kinds_of(tmp_path / "later") == [own + unseen + sweep, own + sweep + unseen, own]
+    animator.asked.clear()
+    generate(source, scenes[:3], tmp_path / "later", SETTINGS, plan)
+    assert animator.asked == []
+    generate(source, scenes[:3], tmp_path / "at once", SETTINGS, plan)
+    for scene, same in zip(read_scenes(tmp_path / "later"), read_scenes(tmp_path / "at once"), strict=True):
+        clips, others = (
+            {(take.kind, take.prompt, take.magnitude): take.frames.tobytes() for take in each.takes}
+            for each in (scene, same)
+        )
+        assert clips == others
+
+
+def test_more_sweeps_that_were_interrupted_are_made_again(scenes, tmp_path):
+    animator = SlidingAnimator(scenes)
+    source = AnimatorSource(animator, num_frames=FRAMES, steps=2, guidance_scale=7.5)
+    generate(source, scenes[:1], tmp_path, SETTINGS)
+    before = (tmp_path / "scenes/000/scene.json").read_text()
+    generate(source, scenes[:1], tmp_path, SETTINGS, Plan(VERBS_SHOWN, 1))
+    (whole,) = read_scenes(tmp_path)
+    (tmp_path / "scenes/000/scene.json").write_text(before)  # clips, but none of them listed
+    generate(source, scenes[:1], tmp_path, SETTINGS, Plan(VERBS_SHOWN, 1))
+    (again,) = read_scenes(tmp_path)
+    assert [take.magnitude for take in again.takes] == [take.magnitude for take in whole.takes]
+
+
+def test_a_folder_of_other_scenes_is_refused(scenes, truth):
+    with pytest.raises(ValueError, match="other scenes lie there"):
+        generate(TruthSource(), [replace(scenes[1], index=0)], truth, SETTINGS)
+
+
 def test_a_click_that_finds_nothing_is_a_still_clip_with_no_overlap(scenes, tmp_path):
     animator = SlidingAnimator([])
     animator.segment = lambda image, clicks: SimpleNamespace(best=np.zeros(image.shape[:2], bool))
@@ -196,6 +243,18 @@ def test_a_sweep_that_is_followed_up_to_a_limit_has_its_rank_correlation(evaluat
     assert value(evaluation, "magnitude sweep: slope") < 0.8
 
 
+def test_an_offset_shows_in_the_absolute_error_alone(evaluated):
+    offset = [
+        replace(scene, sweep=tuple((asked, asked + 5) for asked, _ in scene.sweep), magnitude=scene.magnitude_asked + 5)
+        for scene in evaluated[0].scenes
+    ]
+    figures = {figure.name: figure.value for figure in figures_of(offset)}
+    assert figures["magnitude sweep: slope of measured over asked"] == pytest.approx(1)
+    assert figures["magnitude sweep: R²"] == pytest.approx(1)
+    assert figures["magnitude sweep: mean absolute error (px/frame at 512)"] == pytest.approx(5)
+    assert figures["the scenes' own magnitudes: mean absolute error (px/frame at 512)"] == pytest.approx(5)
+
+
 def test_a_coarse_autoencoder_is_the_floor_that_the_background_is_held_against(evaluated):
     evaluation = evaluated[0]
     assert 35 < value(evaluation, "background of the autoencoder's round trip") < 45
@@ -209,6 +268,7 @@ def test_the_report_holds_every_scene_and_says_what_fails(evaluated):
     assert content["settings"]["verbs"] == ["move right", "jump"]
     table = (folder / "report.md").read_text()
     assert "| region obedience: energy share inside the swept region |" in table
+    assert "| magnitude sweep: mean absolute error (px/frame at 512) |" in table
     assert table == to_markdown(evaluation)
     assert (folder / "contact_sheet.png").stat().st_size > 1000
 

@@ -18,12 +18,20 @@ INTERPRETED = """
 import sys, torch
 from followclick_core.models import temporal_kernel
 from followclick_core.models.temporal_attention import attend_with_sdpa
-frames, heads, width = map(int, sys.argv[1:])
-qkv = torch.randn(3, frames, 3 * heads * width, generator=torch.Generator().manual_seed(0), requires_grad=True)
+frames, heads, width = map(int, sys.argv[2:])
+
+def noise(channels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    if sys.argv[1] == "packed":
+        return torch.randn(3, frames, channels, generator=generator)
+    return torch.randn(3, channels, frames, generator=generator).transpose(1, 2)
+
+qkv = noise(3 * heads * width, seed=0).requires_grad_()
 same = qkv.detach().clone().requires_grad_()
 ours, theirs = torch.ops.followclick.temporal_attention(qkv, heads), attend_with_sdpa(same, heads)
 torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
-gradient = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+gradient = noise(heads * width, seed=1)
+assert qkv.is_contiguous() == gradient.is_contiguous() == (sys.argv[1] == "packed")
 ours.backward(gradient)
 theirs.backward(gradient)
 torch.testing.assert_close(qkv.grad, same.grad, atol=5e-6, rtol=1e-5)
@@ -32,9 +40,12 @@ print("equal", float(ours.abs().mean()) > 0.05)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not made for this platform")
-@pytest.mark.parametrize("sizes", [(16, 4, 16), (11, 2, 48), (33, 1, 80)])
-def test_the_kernel_and_its_gradients_equal_pytorchs_attention(sizes):
-    command = [sys.executable, "-c", INTERPRETED, *map(str, sizes)]
+@pytest.mark.parametrize(
+    ("layout", "sizes"),
+    [("packed", (16, 4, 16)), ("packed", (11, 2, 48)), ("packed", (33, 1, 80)), ("transposed", (11, 2, 48))],
+)
+def test_the_kernel_and_its_gradients_equal_pytorchs_attention(layout, sizes):
+    command = [sys.executable, "-c", INTERPRETED, layout, *map(str, sizes)]
     done = subprocess.run(command, env={**_environment(), "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.stdout.strip() == "equal True", done.stderr[-2000:]
 
