@@ -231,6 +231,12 @@ def files(pack, small, checkpoint_files, tmp_path_factory):
     for name in checkpoint_files.FAMILIES:
         checkpoint_files.write_motion_file(folder / f"{name}.safetensors", name, text=small.unet.params.context_dim)
     torch.save(checkpoint_files.lora_tensors("animatediff_v2"), folder / "pan.ckpt")
+    motion_model = pack.module("followclick_core.models.motion_model")
+    params = motion_model.MotionParams(model_channels=32, context_dim=small.unet.params.context_dim)
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        own = randomised(motion_model.MotionModel(params))
+    motion_model.save_motion_model(folder / "followclick.safetensors", own)
     with pytest.MonkeyPatch.context() as patch:
         for kind in ("animatediff_models", "animatediff_motion_lora"):
             paths, extensions = folder_paths.folder_names_and_paths[kind]

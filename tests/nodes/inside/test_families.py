@@ -31,7 +31,7 @@ def test_the_node_names_the_family_and_says_what_it_does(pack, files, name):
     assert f"{name}.safetensors" in pack.node("LoadMotionModel").define_schema().inputs[0].options
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "followclick"])
 def test_the_attached_host_unet_computes_what_the_attached_core_unet_does(pack, small, load, name):
     attaching, motion = pack.module("followclick_core.models.attach"), load(name)
     own = motion.spatial or small.unet.state_dict()
@@ -39,7 +39,8 @@ def test_the_attached_host_unet_computes_what_the_attached_core_unet_does(pack, 
     x, t = noise(2 * FRAMES, 4, 16, 8), torch.tensor([900, 30]).repeat_interleave(FRAMES)
     context = noise(2, 7, core.params.context_dim, seed=1).repeat_interleave(FRAMES, 0)
     first = motion.model.first_frame(noise(2, 4, 16, 8, seed=2), (noise(2, 1, 16, 8, seed=3) > 0).float(), FRAMES)
-    conditioning = attaching.MotionConditioning(FRAMES, magnitude=torch.tensor([4.0, 9.0]), first_frame=first)
+    words = noise(2, 7, core.params.context_dim, seed=4) if motion.model.family.motion_attention else None
+    conditioning = attaching.MotionConditioning(FRAMES, words, torch.tensor([4.0, 9.0]), first)
     before = {key: value.clone() for key, value in host.state_dict().items()}
     results = []
     try:
