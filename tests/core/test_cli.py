@@ -287,7 +287,13 @@ def test_a_run_folder_that_is_a_file_is_answered_by_one_sentence(tmp_path, sente
 def test_an_interrupted_run_leaves_nothing_half_written(photo_file, tmp_path, untrained_weights, number, code):
     options = ["--click=64,48", "--motion=run", "--steps=1000", f"--model={untrained_weights}", "--device=cpu"]
     command = [sys.executable, "-m", "followclick_core", "animate", str(photo_file), *options]
-    process = subprocess.Popen([*command, f"--output={tmp_path / 'out.webp'}"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, f"--output={tmp_path / 'out.webp'}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has them ignore Ctrl-C, and so all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     seen = ""
     while "sampling" not in seen:
         character = process.stderr.read(1)
