@@ -172,7 +172,11 @@ def test_an_interrupted_save_leaves_no_half_written_file(tmp_path):
         "Clip(frames, np.zeros((512, 512), dtype=bool)).save(sys.argv[1])\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "out.mp4")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", script, str(tmp_path / "out.mp4")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        # A shell that runs the tests in the background has them ignore Ctrl-C, and so all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout.readline() == b"saving\n"
     deadline = time.monotonic() + 30
