@@ -139,10 +139,15 @@ class EditorPage:
         self.look(scale, offset)
 
     def load_workflow(self, workflow: dict) -> None:
-        # In the tab that is open: a new one for each test would fill the page.
+        # In the tab that is open: a new one for each test would fill the page. A new one would show no pictures that
+        # nodes of the same numbers made in the graph before.
         self.run_js(
-            "async (workflow) => "
-            "{ await app.loadGraphData(workflow, true, true, app.extensionManager.workflow.activeWorkflow); }",
+            """async (workflow) => {
+              const tab = app.extensionManager.workflow.activeWorkflow;
+              if (tab?.changeTracker) tab.changeTracker.nodeOutputs = {};
+              app.nodeOutputs = {};
+              await app.loadGraphData(workflow, true, true, tab);
+            }""",
             workflow,
         )
 
