@@ -68,6 +68,8 @@ def train(
     if unknown:
         raise ValueError(f"There is no training stage {', '.join(sorted(unknown))}; choose from {', '.join(STAGES)}.")
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    # Of narrow heads and a thousand pixels its gradient was no numbers on an H100 (PyTorch 2.11, bfloat16).
+    torch.backends.cuda.enable_cudnn_sdp(False)
     ranks, its_device = join_ranks(_device(device))
     params = TRAINING[preset_name]
     trainer = Trainer(preset, params, Path(art), RunDir(run_dir), its_device, compile_blocks, ranks)
