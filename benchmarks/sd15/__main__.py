@@ -86,7 +86,15 @@ class _Run:
         kind = self._fullest()
         work = unet_work(kind, shape, self._given.width).parts
         floors = {f"{stage}|{part}": self._in_bytes(each) for (stage, part), each in work.items() if part}
-        self._results["profiles"].append({"title": str(shape), "variants": found, "floors": floors, "kind": kind})
+        medians = {
+            name: values["median"]
+            for cell in self._results["cells"]
+            if cell["title"] == str(shape)
+            for name, values in cell["variants"].items()
+        }
+        self._results["profiles"].append(
+            {"title": str(shape), "variants": found, "floors": floors, "kind": kind, "steps": medians}
+        )
 
     def calls(self, budget: Budget) -> None:
         """The segmenter, and the autoencoder at each size and length."""
@@ -95,25 +103,23 @@ class _Run:
         for shape in self._shapes:
             for name, call in stages.autoencoder_calls(self._autoencoder(), shape).items():
                 functions[f"{name} of {shape.size} px"] = call
-        self._note(functions, budget.left(0.5), counts=True)
+        for name, timing in calls(functions, self._host.device, self._given.rounds, budget.left(0.5)).items():
+            self._results["calls"][name] = {**_values(timing), "bytes": functions[name].bytes}
+            if timing.error is None:
+                self._results["calls"][name]["counted"] = count_flops(functions[name]).flops
 
     def whole(self, budget: Budget) -> None:
         """From picture to clip, at the first size and length."""
         shape = self._shapes[0]
         functions = stages.whole_calls(self._variants, self._autoencoder(), shape, self._given.whole_steps)
-        self._note(functions, budget, counts=False)
+        for name, timing in calls(functions, self._host.device, self._given.rounds, budget, warm_up=0).items():
+            self._results["calls"][name] = _values(timing)
 
     def write(self) -> None:
         if self._given.output:
             self._given.output.mkdir(parents=True, exist_ok=True)
             (self._given.output / "sd15.json").write_text(json.dumps(self._results, indent=1))
             (self._given.output / "sd15.md").write_text(markdown(self._results))
-
-    def _note(self, functions: dict, budget: Budget, counts: bool) -> None:
-        for name, timing in calls(functions, self._host.device, self._given.rounds, budget).items():
-            self._results["calls"][name] = _values(timing)
-            if counts and timing.error is None:
-                self._results["calls"][name]["counted"] = count_flops(functions[name]).flops
 
     def _autoencoder(self) -> object:
         self._vae = self._vae or self._host.vae()

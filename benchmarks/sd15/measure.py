@@ -5,7 +5,7 @@ import itertools
 import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -124,11 +124,16 @@ def steps(variants: dict[str, Variant], shape: Shape, device: torch.device, budg
     return timings
 
 
-def calls(functions: dict[str, Callable[[], object]], device: torch.device, rounds: int, budget: Budget) -> dict:
-    """Seconds and peak of memory of each function, in turns; each runs once before, to warm up."""
+def calls(
+    functions: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, budget: Budget, warm_up: int = 1
+) -> dict[str, Timing]:
+    """Seconds and peak of memory of each function, in turns, after `warm_up` rounds that are not counted.
+
+    Rounds end early when the budget is spent, but there is one at least.
+    """
     timings = {name: Timing() for name in functions}
-    for index in range(rounds + 1):
-        if index > 1 and budget.is_spent():
+    for index in range(rounds + warm_up):
+        if index > warm_up and budget.is_spent():
             break
         for name, function in functions.items():
             if timings[name].error is None:
@@ -138,30 +143,34 @@ def calls(functions: dict[str, Callable[[], object]], device: torch.device, roun
                     clock.mark()
                     function()
                     clock.mark()
-                    if index:
-                        timings[name].seconds += clock.intervals()
-                    if before is not None:
-                        timings[name].peak = torch.cuda.max_memory_allocated()
+                    taken = clock.intervals()
+                    timings[name].peak = _more_memory(before)
+                    if index >= warm_up:
+                        timings[name].seconds += taken
     return timings
 
 
 def _peak(variant: Variant, variants: dict[str, Variant], shape: Shape, device: torch.device) -> int | None:
-    """Bytes that a variant takes with its weights, of those that all others leave on the device as little as can be."""
+    """Bytes that a variant takes, weights and all: nothing of it is on the device before."""
     if device.type == "cuda":
         for other in variants.values():
             other.unload()
+        gc.collect()
+        torch.cuda.empty_cache()
     before = _start_peak(device)
     variant.sample(shape, 2, lambda: None)
-    return None if before is None else torch.cuda.max_memory_allocated() - before
+    return _more_memory(before)
 
 
 def _start_peak(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
-    gc.collect()
-    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()
+
+
+def _more_memory(before: int | None) -> int | None:
+    return None if before is None else torch.cuda.max_memory_allocated() - before
 
 
 class _noting_errors:  # noqa: N801  # reads as a with statement

@@ -7,7 +7,7 @@ no modules any more and is listed by the names of its kernels.
 
 import itertools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,6 +57,11 @@ class Group:
     calls: int = 0
     kernels: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
+    def add(self, kernel: str, microseconds: float) -> None:
+        self.seconds += microseconds / 1e6
+        self.calls += 1
+        self.kernels[kernel] += microseconds / 1e6
+
     def top(self, count: int) -> list[tuple[str, float]]:
         return sorted(self.kernels.items(), key=lambda item: -item[1])[:count]
 
@@ -81,20 +86,27 @@ def profile_call(variant: Variant, shape: Shape, device: torch.device) -> dict[t
 
     with _ranges():
         variant.sample(shape, 3, note)
+    return _grouped(profiler.events(), cuda)
+
+
+def _grouped(events, cuda: bool) -> dict[tuple[str, str], Group]:
     groups: dict[tuple[str, str], Group] = defaultdict(Group)
-    for event in profiler.events():
-        # The ranges themselves appear among the device's events too.
-        if event.name.startswith(_PREFIX) or event.device_type != torch.autograd.DeviceType.CPU:
+    unplaced: Counter[str] = Counter()
+    for event in events:
+        if event.device_type != torch.autograd.DeviceType.CPU:
+            # The ranges themselves appear among the device's events too.
+            if not event.name.startswith(_PREFIX):
+                unplaced[event.name] += event.time_range.elapsed_us()
             continue
         taken = [(kernel.name, kernel.duration) for kernel in event.kernels if not kernel.name.startswith(_PREFIX)]
-        if not cuda and event.self_cpu_time_total > 0:
+        if not cuda and event.self_cpu_time_total > 0 and not event.name.startswith(_PREFIX):
             taken = [(event.name, event.self_cpu_time_total)]
         for name, microseconds in taken:
-            stage, part = _place_of(event, name)
-            group = groups[stage, part]
-            group.seconds += microseconds / 1e6
-            group.calls += 1
-            group.kernels[name] += microseconds / 1e6
+            groups[_place_of(event, name)].add(name, microseconds)
+            unplaced[name] -= microseconds
+    for name, microseconds in unplaced.items():
+        if cuda and microseconds > 1:  # what no operator launched
+            groups[OTHER, _part_of(name)].add(name, microseconds)
     return dict(groups)
 
 

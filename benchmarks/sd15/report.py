@@ -87,7 +87,7 @@ def _calls(found: Results, ceilings: Results) -> list[str]:
                 "" if not each.get("bytes") else f"{1000 * each['bytes'] / ceilings['bytes']:.3g}",
             ]
         )
-    head = "call|ms|fastest|peak, GiB|TFLOP counted|of the ceiling|arithmetic floor, ms|bytes floor, ms"
+    head = "call|ms|fastest|more memory, GiB|TFLOP counted|of the ceiling|arithmetic floor, ms|bytes floor, ms"
     return _table(head, rows)
 
 
@@ -114,6 +114,8 @@ def _profile(found: Results, ceilings: Results) -> list[str]:
             floor = [floors.get("|".join(place), {}).get(key, 0) for key in _FLOORS]
             if max(times[name].get(place, 0) for name in names) >= 0.002 * sum(stages.values()) or any(floor):
                 rows.append([place[1], *(_ms(times[name].get(place)) for name in names), *_both(floor, ceilings)])
+    whole = [_ms(found["steps"].get(name)) for name in names]
+    rows.append(["**a step, not profiled**", *whole, "", ""])
     rows.append(["**all kernels**", *(f"**{1000 * sum(times[name].values()):.4g}**" for name in names), "", ""])
     head = f"ms of kernels|{'|'.join(names)}|arithmetic floor ({found['kind']})|bytes of products"
     lines = _table(head, rows)
