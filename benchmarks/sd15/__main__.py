@@ -101,8 +101,7 @@ class _Run:
         segmenter = stages.vit_b(self._host)
         functions = stages.segmenter_calls(self._host, segmenter, 1024)
         for shape in self._shapes:
-            for name, call in stages.autoencoder_calls(self._autoencoder(), shape).items():
-                functions[f"{name} of {shape.size} px"] = call
+            functions |= stages.autoencoder_calls(self._autoencoder(), shape)
         for name, timing in calls(functions, self._host.device, self._given.rounds, budget.left(0.5)).items():
             self._results["calls"][name] = {**_values(timing), "bytes": functions[name].bytes}
             if timing.error is None:

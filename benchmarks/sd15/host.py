@@ -87,16 +87,12 @@ class Host:
         args.fp32_unet, args.fp16_unet, args.bf16_unet = (dtype == each for each in DTYPES.values())
         import folder_paths
         import utils.extra_config  # noqa: F401  # before nodes, which puts another `utils` in the way
+        from comfy.model_management import get_torch_device
 
         import nodes
 
-        self.device, self.dtype, self.width, self._nodes, self._folder = (
-            torch.device(device),
-            dtype,
-            width,
-            nodes,
-            folder,
-        )
+        self.device, self.dtype, self.width = get_torch_device(), dtype, width
+        self._nodes, self._folder = nodes, folder
         torch.manual_seed(0)
         folder_paths.add_model_folder_path("animatediff_models", str(folder))
         self._write_motion_files()
@@ -114,12 +110,18 @@ class Host:
             raise RuntimeError(f"ComfyUI could not load the pack in {folder}; its message is above.")
 
     def node(self, name: str, /, **inputs: object) -> tuple:
-        """What a node returns, of the older kind (an object whose class names its function) or of the newer one."""
+        """What a node returns, of the older kind (an object whose class names its function) or of the newer one.
+
+        Args:
+            inputs: Of nodes of the newer kind, those that are left out are as the node has them at first.
+        """
         kind = self._nodes.NODE_CLASS_MAPPINGS.get(name)
         if kind is None:
             raise ValueError(f"No pack that is loaded has a node {name!r}; name its id.")
         if hasattr(kind, "EXECUTE_NORMALIZED"):
-            return kind.EXECUTE_NORMALIZED(**inputs).result
+            defaults = {each.id: each.default for each in kind.define_schema().inputs if hasattr(each, "default")}
+            given = {name: value for name, value in defaults.items() if value is not None} | inputs
+            return kind.EXECUTE_NORMALIZED(**given).result
         function: Callable[..., tuple] = getattr(kind(), kind.FUNCTION)
         return function(**inputs)
 
@@ -204,9 +206,8 @@ class Host:
             if key.endswith(".pe"):
                 tensors[key] = files.positions(shape[1], shape[2])
             else:
-                tensors[key] = (
-                    torch.randn(shape, device=self.device) / max(1, shape[-1] if len(shape) > 1 else 2) ** 0.5
-                )
+                fan_in = shape[-1] if len(shape) > 1 else 4
+                tensors[key] = torch.randn(shape, device=self.device) / fan_in**0.5
         save_file({key: value.half().cpu() for key, value in tensors.items()}, self._folder / ANIMATEDIFF)
 
     def _with_motion(self, name: str) -> Any:

@@ -94,8 +94,8 @@ def _grouped(events, cuda: bool) -> dict[tuple[str, str], Group]:
     unplaced: Counter[str] = Counter()
     for event in events:
         if event.device_type != torch.autograd.DeviceType.CPU:
-            # The ranges themselves appear among the device's events too.
-            if not event.name.startswith(_PREFIX):
+            # Named ranges appear among the device's events too.
+            if not event.is_user_annotation and not event.name.startswith(_PREFIX):
                 unplaced[event.name] += event.time_range.elapsed_us()
             continue
         taken = [(kernel.name, kernel.duration) for kernel in event.kernels if not kernel.name.startswith(_PREFIX)]
