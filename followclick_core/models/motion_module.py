@@ -124,7 +124,7 @@ class TemporalTransformerBlock(nn.Module):
 
     def add_in_place(
         self, stream: Rows, ahead: Float[Tensor, "branches c"], positions: Tensor, text: MotionText | None
-    ):
+    ) -> None:
         """What `forward` adds, on top of `stream` where it lies, without gradients.
 
         cuBLAS adds a product to what is there for nothing, but not a bias besides: so the biases are in the stream from
@@ -137,17 +137,19 @@ class TemporalTransformerBlock(nn.Module):
         for attention, norm, early in zip(self.branches(text), self.norms, ahead, strict=False):
             normed = motion_ops.norm_rows(stream, norm.weight, norm.bias, norm.eps, early, positions)
             normed = normed.view(-1, frames, stream.shape[1])
-            h = (
-                attention.mix_frames(normed)
-                if attention is not self.motion_attention
-                else attention.read_text(normed, text)
-            )  # type: ignore[arg-type]
-            stream.addmm_(h.reshape(stream.shape), attention.to_out[0].weight.t())  # type: ignore[union-attr,operator]
-        norm, (first, _, last) = self.ff_norm, self.ff.net
-        normed = motion_ops.norm_rows(stream, norm.weight, norm.bias, norm.eps, ahead[-1], None)
+            augmented = attention is self.motion_attention and text is not None
+            h = attention.read_text(normed, text) if augmented else attention.mix_frames(normed)
+            last: nn.Linear = attention.to_out[0]  # type: ignore[assignment]
+            stream.addmm_(h.reshape(stream.shape), last.weight.t())
+        self._add_feed_forward(stream, ahead[-1])
+
+    def _add_feed_forward(self, stream: Rows, early: Float[Tensor, "c"]) -> None:
+        wide: nn.Linear = self.ff.net[0].proj  # type: ignore[assignment]
+        last: nn.Linear = self.ff.net[2]  # type: ignore[assignment]
+        normed = motion_ops.norm_rows(stream, self.ff_norm.weight, self.ff_norm.bias, self.ff_norm.eps, early, None)
         pieces = _feed_forward_pieces(stream)
         for rows, part in zip(normed.chunk(pieces), stream.chunk(pieces), strict=True):
-            part.addmm_(motion_ops.gated(rows, first.proj.weight, first.proj.bias), last.weight.t())
+            part.addmm_(motion_ops.gated(rows, wide.weight, wide.bias), last.weight.t())
 
     def _feed_forward(self, x: FrameTokens) -> FrameTokens:
         pieces = _feed_forward_pieces(x)

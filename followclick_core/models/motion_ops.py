@@ -140,10 +140,16 @@ def operators_work(device_index: int, dtype: torch.dtype, channels: int, num_hea
 
 
 def comparisons(
-    device: torch.device, dtype: torch.dtype, channels: int, num_heads: int, frames: int = 16, size: int = 3
+    device: torch.device,
+    dtype: torch.dtype,
+    channels: int,
+    num_heads: int,
+    frames: int = 16,
+    size: int = 3,
+    clips: int = 2,
 ) -> list[tuple[str, Tensor, Tensor]]:
     """Each operator's result beside PyTorch's for the same numbers, with its name."""
-    clips, groups = 2, 32
+    groups = 32
 
     def wave(*shape: int, speed: float = 0.37) -> Tensor:
         count = torch.Size(shape).numel()

@@ -23,8 +23,8 @@ ENOUGH_PROGRAMS = 1024
 def pieces(width: int, least: int) -> tuple[int, int]:
     """Two powers of two that together hold `width`: the largest within it, and the next one that holds what is left."""
     first = max(least, 1 << (width.bit_length() - 1))
-    rest = max(0, width - first)
-    return first, max(least, triton.next_power_of_2(rest)) if rest else 0
+    rest = width - first
+    return first, max(least, 1 << (rest - 1).bit_length()) if rest > 0 else 0
 
 
 @triton.jit
