@@ -137,8 +137,10 @@ class TemporalTransformerBlock(nn.Module):
         for attention, norm, early in zip(self.branches(text), self.norms, ahead, strict=False):
             normed = motion_ops.norm_rows(stream, norm.weight, norm.bias, norm.eps, early, positions)
             normed = normed.view(-1, frames, stream.shape[1])
-            augmented = attention is self.motion_attention and text is not None
-            h = attention.read_text(normed, text) if augmented else attention.mix_frames(normed)
+            if text is not None and attention is self.motion_attention:
+                h = attention.read_text(normed, text)
+            else:
+                h = attention.mix_frames(normed)
             last: nn.Linear = attention.to_out[0]  # type: ignore[assignment]
             stream.addmm_(h.reshape(stream.shape), last.weight.t())
         self._add_feed_forward(stream, ahead[-1])

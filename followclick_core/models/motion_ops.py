@@ -100,10 +100,17 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return gated_linear_kernel.gated_linear(x, weight, bias)
 
 
+@torch.compiler.assume_constant_result
+@functools.lru_cache(maxsize=16)
+def is_hopper(device_index: int) -> bool:
+    """Whether a GPU has the shared memory and the matrix units that the tiles of `gated_linear` are made for."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device_index) == HOPPER
+
+
 def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`gated_linear` in the way that is faster here."""
-    hopper = x.is_cuda and torch.cuda.get_device_capability(x.device) == HOPPER
-    if hopper and x.dtype != torch.float32 and x.shape[1] <= MAX_GATED_WIDTH:
+    narrow = x.dtype != torch.float32 and x.shape[1] <= MAX_GATED_WIDTH
+    if narrow and x.is_cuda and is_hopper(x.device.index):
         return gated_linear(x, weight, bias)
     return gate_product(F.linear(x, weight, bias))
 
