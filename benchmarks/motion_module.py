@@ -139,7 +139,7 @@ def level(bench: Bench, channels: int, side: int, frames: int) -> dict[str, floa
         module = randomised(channels, context_dim, bench)
         text = module.project_text(bench.random(CLIPS, TEXT_TOKENS, TEXT_WIDTH))
         flops = module_flops(tokens, channels, frames, context_dim is not None)
-        passes = 50 + 9 * (context_dim is not None)
+        passes = 49 + 9 * (context_dim is not None)
         for layout, given in (("planes", x), ("channels last", x.to(memory_format=torch.channels_last))):
             for way, run in (("eager", eager), ("fused", fused)):
                 call = functools.partial(run, module, given, frames, text)
