@@ -1,14 +1,17 @@
 """What a motion module costs at each level of Stable Diffusion 1.5, by PyTorch's layers and by this pack's kernels.
 
-python benchmarks/motion_module.py --device cuda [--dtype bf16] [--frames 16] [--size 512]
+python benchmarks/motion_module.py --device cuda [--only modules] [--dtype bf16] [--frames 16] [--size 512]
 
-Weights and inputs are random. Every number is the median of CUDA events' times after a warm-up; the inputs of a level
-are larger than the cache except at the lowest. First come the two ceilings: a large matrix product, and a large copy,
-counting bytes read and written. Then for each level the module as a whole, each of its parts alone with what it reaches
-of the ceilings, other tiles of the kernels, and the errors against float32. It ends with the sum over a whole UNet.
+Weights and inputs are random. On a GPU ten calls are recorded as one graph, so that no launch is in a time; the number
+is the median over replays, and beside it stands the processor's time to launch a call without a graph. First come the
+two ceilings: a large matrix product, and a large copy, counting bytes read and written. Then the module as a whole at
+every level and the sum over a UNet's; then what else could be, alone and within the module. Every line is printed as it
+is measured.
 """
 
 import argparse
+import concurrent.futures
+import contextlib
 import copy
 import functools
 import itertools
@@ -17,8 +20,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -27,77 +31,125 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from followclick_core.models import gated_linear_kernel, layout_kernels, motion_ops, row_kernels, temporal_kernel
+from followclick_core.models import (
+    frames_kernel,
+    gated_linear_kernel,
+    layout_kernels,
+    motion_module,
+    motion_ops,
+    row_kernels,
+    temporal_kernel,
+)
 from followclick_core.models.motion_module import MotionModule, frame_positions
 from followclick_core.models.temporal_attention import attend_with_sdpa
 
 CLIPS, HEADS, TEXT_TOKENS, TEXT_WIDTH = 2, 8, 77, 768
 # Channels, the picture's shrinkage besides the VAE's 8, and a UNet's modules, AnimateDiff v2's middle one included.
 LEVELS = ((320, 1, 5), (640, 2, 5), (1280, 4, 5), (1280, 8, 6))
+CALLS = 10  # in one graph
+
+
+class Line(NamedTuple):
+    """A part to time; `passes` are the bytes that it must move, in tensors of the level's size."""
+
+    name: str
+    run: Callable[[], object]
+    passes: float
+    flops: float = 0.0
 
 
 class Bench:
     """Times functions on one device, and says what share of its ceilings they reach."""
 
-    def __init__(self, device: str, dtype: torch.dtype, seconds: float):
-        self.device, self.dtype, self.seconds = torch.device(device), dtype, seconds
+    def __init__(self, device: str, dtype: torch.dtype, seconds: float, threads: int):
+        self.device, self.dtype, self.seconds, self.threads = torch.device(device), dtype, seconds, threads
         self.cuda = self.device.type == "cuda"
         self.flops, self.bandwidth = 1.0, 1.0
+        self.stream = torch.cuda.Stream() if self.cuda else None
 
-    def milliseconds(self, function: Callable[[], object]) -> float:
-        for _ in range(2):
+    def milliseconds(self, function: Callable[[], object]) -> tuple[float, float]:
+        """Of a call on the device, and of the processor's time to launch it."""
+        with torch.cuda.stream(self.stream):
             function()
-        times: list[float] = []
-        self._wait()
-        end = time.perf_counter() + self.seconds
-        while len(times) < 5 or (time.perf_counter() < end and len(times) < 200):
-            times += self._burst(function)
-        return statistics.median(times)
-
-    def _burst(self, function: Callable[[], object]) -> list[float]:
-        """Ten calls in a row without waiting between them, so that launching them costs nothing."""
-        if not self.cuda:
+            self._wait()
             start = time.perf_counter()
             function()
-            return [1000 * (time.perf_counter() - start)]
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(11)]
-        marks[0].record()
-        for mark in marks[1:]:
-            function()
-            mark.record()
-        self._wait()
-        return [before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
+            launch = 1000 * (time.perf_counter() - start)
+            self._wait()
+            return self._replays(function) if self.cuda else launch, launch
+
+    def _replays(self, function: Callable[[], object]) -> float:
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin()
+        try:
+            for _ in range(CALLS):
+                function()
+        finally:
+            graph.capture_end()
+        graph.replay()
+        times: list[float] = []
+        end = time.perf_counter() + self.seconds
+        while len(times) < 3 or (time.perf_counter() < end and len(times) < 100):
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
+            marks[0].record()
+            for mark in marks[1:]:
+                graph.replay()
+                mark.record()
+            self._wait()
+            times += [before.elapsed_time(after) / CALLS for before, after in itertools.pairwise(marks)]
+        return statistics.median(times)
 
     def _wait(self) -> None:
         if self.cuda:
             torch.cuda.synchronize()
 
+    def prepare(self, functions: list[Callable[[], object]]) -> None:
+        """Run each once, several at a time: building kernels is most of the time that this program takes."""
+        if not self.cuda or self.threads < 2:
+            return
+
+        def run(function: Callable[[], object]) -> None:
+            # Whatever fails here fails again, and is told of, where it is measured.
+            with torch.inference_mode(), contextlib.suppress(Exception):
+                function()
+
+        run(functions[0])  # what is set up once
+        with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(run, functions[1:]))
+        self._wait()
+
     def measure_ceilings(self) -> None:
         side = 8192 if self.cuda else 256
         a, b = (self.random(side, side) for _ in range(2))
-        self.flops = 2 * side**3 / self.milliseconds(lambda: a @ b) * 1e3
+        self.flops = 2 * side**3 / self.milliseconds(lambda: a @ b)[0] * 1e3
         source = self.random(side * side * (8 if self.cuda else 1))
         target = torch.empty_like(source)
-        self.bandwidth = 2 * source.nbytes / self.milliseconds(lambda: target.copy_(source)) * 1e3
+        self.bandwidth = 2 * source.nbytes / self.milliseconds(lambda: target.copy_(source))[0] * 1e3
         print(f"ceilings: {self.flops / 1e12:.0f} TFLOP/s, {self.bandwidth / 1e12:.2f} TB/s", flush=True)
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device, dtype=self.dtype)
 
-    def line(self, name: str, function: Callable[[], object], passes: float, unit: int, flops: float = 0.0) -> float:
-        """Time a part and print it.
+    def lines(self, title: str, lines: list[Line], unit: int) -> None:
+        self.prepare([line.run for line in lines])
+        print(f"   {title}")
+        for line in lines:
+            self.line(line, unit)
 
-        Args:
-            passes: Bytes that it must move, in tensors of `unit` bytes.
-        """
+    def line(self, line: Line, unit: int) -> float:
+        """Time a part and print it; `unit`: bytes of a tensor of this level."""
+        name, run, passes, flops = line
         try:
-            taken = self.milliseconds(function)
+            taken, launch = self.milliseconds(run)
         except Exception as error:  # other tiles may not fit this device, the rest is wanted all the same
             print(f"    {name:<44} failed: {str(error).splitlines()[0][:80]}", flush=True)
             return float("inf")
         floor = 1e3 * max(passes * unit / self.bandwidth, flops / self.flops)
         rates = f"{passes * unit / taken / 1e9:6.2f} TB/s" + (f" {flops / taken / 1e9:6.0f} TFLOP/s" if flops else "")
-        print(f"    {name:<44}{taken:9.4f} ms  floor {floor:8.4f}  {100 * floor / taken:4.0f} %  {rates}", flush=True)
+        print(
+            f"    {name:<44}{taken:9.4f} ms  floor {floor:8.4f} {100 * floor / taken:4.0f} %  launch {launch:7.3f}  {rates}",
+            flush=True,
+        )
         return taken
 
 
@@ -111,14 +163,24 @@ def randomised(channels: int, context_dim: int | None, bench: Bench) -> MotionMo
     return module.to(bench.device, bench.dtype).eval().requires_grad_(False)
 
 
+@contextlib.contextmanager
+def constants(**values: object) -> Iterator[None]:
+    """Other values of the constants by which the pack chooses; of `motion_ops` or `motion_module`."""
+    owners = {name: motion_ops if hasattr(motion_ops, name) else motion_module for name in values}
+    before = {name: getattr(owner, name) for name, owner in owners.items()}
+    for name, owner in owners.items():
+        setattr(owner, name, values[name])
+    try:
+        yield
+    finally:
+        for name, owner in owners.items():
+            setattr(owner, name, before[name])
+
+
 def eager(module: MotionModule, x: Tensor, frames: int, text: object) -> Tensor:
     """A module by PyTorch's layers; of the kernels only that of temporal attention."""
-    runs_fused = motion_ops.run_fused
-    motion_ops.run_fused = lambda *_: False  # type: ignore[assignment]
-    try:
+    with constants(run_fused=lambda *_: False):
         return module(x, frames, text)  # type: ignore[arg-type]
-    finally:
-        motion_ops.run_fused = runs_fused
 
 
 def fused(module: MotionModule, x: Tensor, frames: int, text: object) -> Tensor:
@@ -129,29 +191,83 @@ def relative(ours: Tensor, reference: Tensor) -> float:
     return float((ours.float() - reference.float()).norm() / reference.float().norm())
 
 
-def level(bench: Bench, channels: int, side: int, frames: int) -> dict[str, float]:
-    """Both ways' milliseconds of one level, with and without a motion text; prints the parts."""
-    x = bench.random(CLIPS * frames, channels, side, side)
-    tokens = CLIPS * frames * side * side
-    print(f"\n{channels} channels, {side} x {side}, {tokens} tokens; a tensor has {x.nbytes / 1e6:.1f} MB", flush=True)
-    taken = {}
-    for kind, context_dim in (("animatediff", None), ("followclick", TEXT_WIDTH)):
-        module = randomised(channels, context_dim, bench)
-        text = module.project_text(bench.random(CLIPS, TEXT_TOKENS, TEXT_WIDTH))
-        flops = module_flops(tokens, channels, frames, context_dim is not None)
-        passes = 49 + 9 * (context_dim is not None)
-        for layout, given in (("planes", x), ("channels last", x.to(memory_format=torch.channels_last))):
-            for way, run in (("eager", eager), ("fused", fused)):
-                call = functools.partial(run, module, given, frames, text)
-                name = f"{kind}, {layout}, {way}"
-                taken[name] = bench.line(name, call, passes, x.nbytes, flops)
-    check(module, x, frames, text)
-    parts(bench, module, x, frames)
-    return taken
+class Level:
+    """One level's input, modules and names."""
+
+    def __init__(self, bench: Bench, channels: int, side: int, frames: int):
+        self.bench, self.frames, self.channels = bench, frames, channels
+        self.x = bench.random(CLIPS * frames, channels, side, side)
+        self.layouts = {"planes": self.x, "channels last": self.x.to(memory_format=torch.channels_last)}
+        self.tokens, self.unit = CLIPS * frames * side * side, self.x.nbytes
+        self.modules = {
+            "animatediff": (randomised(channels, None, bench), None),
+            "followclick": self._with_text(randomised(channels, TEXT_WIDTH, bench)),
+        }
+        self.title = (
+            f"{channels} channels, {side} x {side}, {self.tokens} tokens; a tensor has {self.unit / 1e6:.1f} MB"
+        )
+
+    def _with_text(self, module: MotionModule) -> tuple[MotionModule, object]:
+        return module, module.project_text(self.bench.random(CLIPS, TEXT_TOKENS, TEXT_WIDTH))
+
+    def line(self, kind: str, layout: str, way: str, run: Callable) -> Line:
+        module, text = self.modules[kind]
+        call = functools.partial(run, module, self.layouts[layout], self.frames, text)
+        flops = module_flops(self.tokens, self.channels, self.frames, text is not None)
+        return Line(f"{kind}, {layout}, {way}", call, 49 + 9 * (text is not None), flops)
+
+    def lines(self) -> list[Line]:
+        ways = {"eager": eager, "fused": fused}
+        return [
+            self.line(kind, layout, way, run)
+            for kind in self.modules
+            for layout in self.layouts
+            for way, run in ways.items()
+        ]
 
 
-def check(module: MotionModule, x: Tensor, frames: int, text: object) -> None:
+def measure_modules(bench: Bench, levels: list[tuple[Level, int]]) -> None:
+    """Both ways of all levels, and their sums over a UNet."""
+    # One level's widths and layouts share kernels: of each level the longest way in each layout.
+    bench.prepare([line.run for level, _ in levels for line in (level.lines()[5], level.lines()[7])])
+    totals: dict[str, float] = {}
+    for level, modules in levels:
+        print(f"\n{level.title}", flush=True)
+        for line in level.lines():
+            totals[line.name] = totals.get(line.name, 0.0) + modules * bench.line(line, level.unit)
+    print("\nsum over all motion modules of SD1.5:")
+    for name in [name for name in totals if name.endswith("eager")]:
+        old, new = totals[name], totals[name.replace("eager", "fused")]
+        print(f"    {name.removesuffix(' eager'):<28} old {old:8.2f} ms   new {new:8.2f} ms   {old / new:.2f} x")
+    print(json.dumps({name: round(taken, 3) for name, taken in totals.items()}), flush=True)
+
+
+def ways_lines(level: Level) -> list[Line]:
+    """The module with other choices than it makes by itself."""
+
+    def under(values: dict[str, object]) -> Callable:
+        def run(*arguments: object) -> Tensor:
+            with constants(**values):
+                return fused(*arguments)  # type: ignore[arg-type]
+
+        return run
+
+    megabytes = 2**20
+    kinds: dict[str, dict[str, object]] = {
+        "as it is": {},
+        "cuBLAS and gate": {"MAX_GATED_WIDTH": 0},
+        "gate in ff in": {"MAX_GATED_WIDTH": 1280},
+        "layout back in proj_out": {"MAX_ADDED_WIDTH": 1280},
+    }
+    for size in (128, 64, 32):
+        kinds[f"ff by {size} MB"] = {"MAX_FEED_FORWARD_BYTES": size * megabytes}
+        kinds[f"q, k, v by {size} MB"] = {"MAX_PACKED_BYTES": size * megabytes}
+    return [level.line("animatediff", "planes", name, under(values)) for name, values in kinds.items()]
+
+
+def check(level: Level) -> None:
     """Errors against float32, on a few pixels."""
+    (module, text), x, frames = level.modules["followclick"], level.x, level.frames
     compared = motion_ops.comparisons(x.device, x.dtype, x.shape[1], HEADS, frames)
     errors = {name: relative(ours, theirs) for name, ours, theirs in compared}
     print(f"    operators: {', '.join(f'{name} {error:.1e}' for name, error in errors.items())}")
@@ -173,124 +289,176 @@ def module_flops(tokens: int, channels: int, frames: int, with_text: bool) -> fl
     return linear + 2 * 4 * tokens * frames * channels + with_text * 4 * tokens * TEXT_TOKENS * channels
 
 
-def parts(bench: Bench, module: MotionModule, x: Tensor, frames: int) -> None:
-    """Every part alone, by kernels and by PyTorch where there are both."""
-    own = module.temporal_transformer
-    pixels = motion_ops.normed_pixels(x, own.norm.weight, own.norm.bias, frames, 32, 1e-6)
-    layout_parts(bench, module, x, pixels)
-    row_parts(bench, module, pixels)
-    attention_parts(bench, module, pixels)
-    product_parts(bench, module, pixels.flatten(0, 1))
-
-
-def layout_parts(bench: Bench, module: MotionModule, x: Tensor, pixels: Tensor) -> None:
-    print("   GroupNorm and layout")
-    norm, frames, side, unit = module.temporal_transformer.norm, pixels.shape[1], x.shape[-1], x.nbytes
-    weights = norm.weight, norm.bias
-    for name, given in (("planes", x), ("channels last", x.to(memory_format=torch.channels_last))):
-        lines: list[tuple[str, Callable, int]] = [
-            ("statistics", lambda g: layout_kernels.group_statistics(g, 32, 1e-6), 1),
-            ("norm and layout", lambda g: motion_ops.normed_pixels(g, *weights, frames, 32, 1e-6), 3),
-            ("  by PyTorch", lambda g: rearrange(norm(g), "(b f) c h w -> (b h w) f c", f=frames).contiguous(), 3),
-            ("layout back and sum", lambda g: motion_ops.add_to_frames(pixels, g), 3),
-            ("  by PyTorch", lambda g: g + rearrange(pixels, "(b h w) f c -> (b f) c h w", h=side, w=side), 3),
-        ]
-        for line, function, passes in lines:
-            bench.line(f"{line}, {name}", functools.partial(function, given), passes, unit)
-
-
-def row_parts(bench: Bench, module: MotionModule, pixels: Tensor) -> None:
-    print("   rows")
-    (block,), rows, unit = module.temporal_transformer.transformer_blocks, pixels.flatten(0, 1), pixels.nbytes
-    norm, channels = block.norms[0], pixels.shape[2]
-    positions = frame_positions(pixels.shape[1], channels, pixels.device, pixels.dtype)
-    ahead = torch.zeros(channels, device=pixels.device)
-    first, rest = row_kernels.pieces(channels, 16)
-    tiles = [row_kernels.RowTiles(first, rest, 4096, 8), row_kernels.RowTiles(first, rest, 2048, 4)]
-    for numbers, warps in ((4096, 4), (4096, 8), (2048, 4), (2048, 2)):
-        tiles.append(row_kernels.RowTiles(2 * first, 0, numbers, warps))
-    for each in tiles:
-        run = functools.partial(row_kernels.norm_rows, rows, norm.weight, norm.bias, 1e-5, ahead, positions, each)
-        bench.line(f"LayerNorm, positions {tuple(each)}", run, 2, unit)
-    bench.line("  by PyTorch", lambda: norm(pixels) + positions, 2, unit)
-    product = bench.random(len(rows), 8 * channels)
-    bench.line("gate", lambda: motion_ops.gate_product(product), 12, unit)
-    biases = [norm.bias, norm.weight, norm.bias, norm.weight]
-    bench.line("biases", lambda: motion_ops.sum_biases(biases), 0, unit)
-
-
-def attention_parts(bench: Bench, module: MotionModule, pixels: Tensor) -> None:
-    print("   attention")
-    (pixel_count, frames, channels), unit = pixels.shape, pixels.nbytes
-    tokens = pixel_count * frames
-    packed, flops = bench.random(pixel_count, frames, 3 * channels), 4 * tokens * frames * channels
-    for together in (1, 2, 4, 8):
-        run = functools.partial(temporal_kernel.attend, packed, HEADS, together)
-        bench.line(f"over time, {together} heads a program", run, 4, unit, flops)
-    bench.line("  by PyTorch", lambda: attend_with_sdpa(packed, HEADS), 4, unit, flops)
-    text = module.project_text(bench.random(CLIPS, TEXT_TOKENS, TEXT_WIDTH))
-    if text is not None:
-        flops = 4 * tokens * TEXT_TOKENS * channels
-        q = rearrange(pixels, "(b n) f (heads d) -> b heads (n f) d", b=CLIPS, heads=HEADS)
-        bench.line("to the text, by PyTorch", lambda: F.scaled_dot_product_attention(q, *text), 2, unit, flops)
-
-
-def product_parts(bench: Bench, module: MotionModule, rows: Tensor) -> None:
-    print("   matrix products")
-    own, (block,) = module.temporal_transformer, module.temporal_transformer.transformer_blocks
-    attention, (first, _, last) = block.attention_blocks[0], block.ff.net
-    stream, unit, square = rows.clone(), rows.nbytes, 2 * len(rows) * rows.shape[1] ** 2
-    weights = [attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]
-    packed, to_out, wide = torch.cat(weights), attention.to_out[0].weight.t(), (first.proj.weight, first.proj.bias)
-    hidden = bench.random(len(rows), 4 * rows.shape[1])
-    lines: list[tuple[str, Callable[[], object], int, int]] = [
-        ("weights of q, k, v put together", lambda: torch.cat(weights), 0, 0),
-        ("proj_in or proj_out, with bias", lambda: own.proj_out(rows), 2, 1),
-        ("q, k, v", lambda: F.linear(rows, packed), 4, 3),
-        ("to_out, added in place", lambda: stream.addmm_(rows, to_out), 3, 1),
-        ("  with bias, added by PyTorch", lambda: stream + attention.to_out(rows), 3, 1),
-        ("ff in", lambda: F.linear(rows, *wide), 9, 8),
-        ("ff in and gate, cuBLAS and kernel", lambda: motion_ops.gate_product(F.linear(rows, *wide)), 5, 8),
-        ("ff out, added in place", lambda: stream.addmm_(hidden, last.weight.t()), 6, 4),
+def layout_lines(level: Level) -> list[Line]:
+    own, frames, side = level.modules["animatediff"][0].temporal_transformer, level.frames, level.x.shape[-1]
+    norm, weights, last = own.norm, (own.norm.weight, own.norm.bias), (own.proj_out.weight, own.proj_out.bias)
+    pixels, square = level.bench.random(level.tokens // frames, frames, level.channels), square_flops(level)
+    kinds: list[tuple[str, Callable, int, float]] = [
+        ("statistics", lambda x: layout_kernels.group_statistics(x, 32, 1e-6), 1, 0),
+        ("norm and layout", lambda x: motion_ops.normed_pixels(x, *weights, frames, 32, 1e-6), 3, 0),
+        ("  by PyTorch", lambda x: rearrange(norm(x), "(b f) c h w -> (b h w) f c", f=frames).contiguous(), 3, 0),
+        ("layout back and sum", lambda x: motion_ops.add_to_frames(pixels, x), 3, 0),
+        ("  by PyTorch", lambda x: x + rearrange(pixels, "(b h w) f c -> (b f) c h w", h=side, w=side), 3, 0),
+        ("proj_out, layout back and sum", lambda x: motion_ops.add_to_frames(F.linear(pixels, *last), x), 3, square),
     ]
-    for tiles in gated_tiles(bench.dtype):
-        run = functools.partial(gated_linear_kernel.gated_linear, rows, *wide, tiles)
-        lines.append((f"ff in and gate, one kernel {tuple(tiles)}", run, 5, 8))
-    for name, function, passes, squares in lines:
-        bench.line(name, function, passes, unit, squares * square)
+    for tiles in frame_tiles(level.bench.dtype):
+        run = functools.partial(frames_kernel.add_linear_to_frames, pixels, *last, tiles=tiles)
+        kinds.append((f"  in one {tuple(tiles)}", run, 3, square))
+    return [
+        Line(f"{name}, {layout}", functools.partial(run, x), passes, flops)
+        for layout, x in level.layouts.items()
+        for name, run, passes, flops in kinds
+    ]
+
+
+def frame_tiles(dtype: torch.dtype) -> list[frames_kernel.Tiles]:
+    Tiles = frames_kernel.Tiles
+    if dtype == torch.float32:
+        return [frames_kernel.WIDE_TILES]
+    return [Tiles(), Tiles(warps=8), Tiles(128, 128, warps=8), Tiles(64, 128), Tiles(128, 64, 128, stages=2)]
+
+
+def square_flops(level: Level) -> float:
+    """Of a linear layer as wide as the level."""
+    return 2.0 * level.tokens * level.channels**2
+
+
+def row_lines(level: Level) -> list[Line]:
+    bench, channels = level.bench, level.channels
+    norm = level.modules["animatediff"][0].temporal_transformer.transformer_blocks[0].norms[0]
+    rows = bench.random(level.tokens, channels)
+    positions = frame_positions(level.frames, channels, rows.device, rows.dtype)
+    ahead, lines = torch.zeros(channels, device=rows.device), []
+    for numbers, warps in ((4096, 8), (4096, 4), (2048, 4), (2048, 2), (1024, 1)):
+        for early in (False, True):
+            tiles = row_kernels.RowTiles(numbers, warps, early)
+            run = functools.partial(row_kernels.norm_rows, rows, norm.weight, norm.bias, 1e-5, ahead, positions, tiles)
+            lines.append(Line(f"LayerNorm, positions {tuple(tiles)}", run, 2))
+    product = bench.random(level.tokens, 8 * channels)
+    pixels, biases = rows.view(-1, level.frames, channels), [norm.bias, norm.weight, norm.bias, norm.weight]
+    return [
+        *lines,
+        Line("  by PyTorch", lambda: norm(pixels) + positions, 2),
+        Line("gate", lambda: motion_ops.gate_product(product), 12),
+        Line("biases", lambda: motion_ops.sum_biases(biases), 0),
+    ]
+
+
+def attention_lines(level: Level) -> list[Line]:
+    packed = level.bench.random(level.tokens // level.frames, level.frames, 3 * level.channels)
+    flops = 4.0 * level.tokens * level.frames * level.channels
+    _, text = level.modules["followclick"]
+    pixels = level.bench.random(level.tokens // level.frames, level.frames, level.channels)
+    q = rearrange(pixels, "(b n) f (heads d) -> b heads (n f) d", b=CLIPS, heads=HEADS)
+    wide = 4.0 * level.tokens * TEXT_TOKENS * level.channels
+    return [
+        Line("over time", lambda: temporal_kernel.attend(packed, HEADS), 4, flops),
+        Line("  by PyTorch", lambda: attend_with_sdpa(packed, HEADS), 4, flops),
+        Line("to the text, by PyTorch", lambda: F.scaled_dot_product_attention(q, *text), 2, wide),  # type: ignore[misc]
+    ]
+
+
+def product_lines(level: Level) -> list[Line]:
+    own = level.modules["animatediff"][0].temporal_transformer
+    attention, block = own.transformer_blocks[0].attention_blocks[0], own.transformer_blocks[0]
+    channels, square = level.channels, square_flops(level)
+    rows, stream = (level.bench.random(level.tokens, channels) for _ in range(2))
+    hidden, last = level.bench.random(level.tokens, 4 * channels), block.ff.net[2].weight.t()
+    packed, to_out = attention.packed_weight(), attention.to_out[0].weight.t()
+    weights = [attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]
+    wide = block.ff.net[0].proj
+    return [
+        Line("weights of q, k, v put together", attention.packed_weight, 0),
+        Line("proj_in or proj_out, with bias", lambda: own.proj_out(rows), 2, square),
+        Line("  without bias", lambda: F.linear(rows, own.proj_out.weight), 2, square),
+        Line("q, k, v", lambda: F.linear(rows, packed), 4, 3 * square),
+        Line("  and their weights put together", lambda: F.linear(rows, attention.packed_weight()), 4, 3 * square),
+        Line("  as three products into one", lambda: three_products(rows, weights), 4, 3 * square),
+        Line("to_out, added in place", lambda: stream.addmm_(rows, to_out), 3, square),
+        Line("  with bias, added by PyTorch", lambda: stream + attention.to_out(rows), 3, square),
+        Line("ff in", lambda: F.linear(rows, wide.weight, wide.bias), 9, 8 * square),
+        Line("ff out, added in place", lambda: stream.addmm_(hidden, last), 6, 4 * square),
+    ]
+
+
+def three_products(rows: Tensor, weights: list[Tensor]) -> Tensor:
+    """Queries, keys and values written side by side by cuBLAS, so that their weights need not be."""
+    out = rows.new_empty(len(rows), sum(len(weight) for weight in weights))
+    for weight, part in zip(weights, out.split([len(weight) for weight in weights], dim=1), strict=True):
+        torch.mm(rows, weight.t(), out=part)
+    return out
+
+
+def gated_lines(level: Level) -> list[Line]:
+    wide = level.modules["animatediff"][0].temporal_transformer.transformer_blocks[0].ff.net[0].proj
+    rows, flops, parameters = (
+        level.bench.random(level.tokens, level.channels),
+        8 * square_flops(level),
+        wide.parameters(),
+    )
+    weight, bias = parameters
+
+    def after_cublas() -> Tensor:
+        return motion_ops.gate_product(F.linear(rows, weight, bias))
+
+    lines = [Line("ff in and gate, cuBLAS and kernel", after_cublas, 5, flops)]
+    for tiles in gated_tiles(level.bench.dtype):
+        run = functools.partial(gated_linear_kernel.gated_linear, rows, weight, bias, tiles)
+        lines.append(Line(f"  one kernel {tuple(tiles)}", run, 5, flops))
+    return lines
 
 
 def gated_tiles(dtype: torch.dtype) -> list[gated_linear_kernel.Tiles]:
+    Tiles = gated_linear_kernel.Tiles
     if dtype == torch.float32:
         return [gated_linear_kernel.WIDE_TILES]
-    Tiles = gated_linear_kernel.Tiles
     return [
+        Tiles(columns=64),
+        Tiles(columns=64, warps=4),
         Tiles(),
-        Tiles(stages=3),
-        Tiles(128, 64, 64, warps=4, stages=3),
-        Tiles(128, 64, 64, warps=8, stages=3),
-        Tiles(256, 64, 64, warps=8, stages=3),
+        # By descriptors: a program for each tile, two for each multiprocessor, one.
+        Tiles(columns=64, resident=10_000),
+        Tiles(columns=64, resident=2),
+        Tiles(columns=64, warps=4, resident=2),
+        Tiles(resident=10_000),
+        Tiles(resident=1),
+        Tiles(stages=4, resident=1),
+        Tiles(256, 64, resident=1),
     ]
+
+
+PARTS: dict[str, tuple[str, Callable[[Level], list[Line]]]] = {
+    "gated": ("ff in and gate", gated_lines),
+    "layout": ("GroupNorm and layout", layout_lines),
+    "rows": ("rows", row_lines),
+    "ways": ("the module in other ways", ways_lines),
+    "products": ("matrix products", product_lines),
+    "attention": ("attention", attention_lines),
+}
 
 
 def main() -> None:
     arguments = _arguments()
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[arguments.dtype]
-    bench = Bench(arguments.device, dtype, arguments.seconds)
+    bench = Bench(arguments.device, dtype, arguments.seconds, arguments.threads)
     torch.manual_seed(0)
     started = time.perf_counter()
     with torch.inference_mode():
         print(f"{_name(bench)}, PyTorch {torch.__version__}, {arguments.dtype}, {CLIPS} x {arguments.frames} frames")
         bench.measure_ceilings()
-        totals: dict[str, float] = {}
-        for channels, shrinkage, modules in LEVELS[: arguments.levels]:
-            for name, taken in level(bench, channels, arguments.size // 8 // shrinkage, arguments.frames).items():
-                totals[name] = totals.get(name, 0.0) + modules * taken
-    print("\nsum over all motion modules of SD1.5:")
-    for name in [name for name in totals if name.endswith("eager")]:
-        old, new = totals[name], totals[name.replace("eager", "fused")]
-        print(f"    {name.removesuffix(' eager'):<28} old {old:8.2f} ms   new {new:8.2f} ms   {old / new:.2f} x")
-    print(json.dumps({name: round(taken, 3) for name, taken in totals.items()}))
+        levels = [
+            (Level(bench, channels, arguments.size // 8 // shrinkage, arguments.frames), modules)
+            for channels, shrinkage, modules in LEVELS[: arguments.levels]
+        ]
+        if "modules" in arguments.only:
+            measure_modules(bench, levels)
+        for part in arguments.only:
+            print(f"\n{part}: {time.perf_counter() - started:.0f} s so far", flush=True)
+            for level, _ in levels:
+                if part == "errors":
+                    check(level)
+                elif part in PARTS:
+                    bench.lines(f"{PARTS[part][0]}, {level.title}", PARTS[part][1](level), level.unit)
     print(f"{time.perf_counter() - started:.0f} s")
 
 
@@ -310,7 +478,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=512, help="of the clip in pixels, a multiple of 64")
     parser.add_argument("--levels", type=int, default=len(LEVELS), help="how many, from the largest picture down")
-    parser.add_argument("--seconds", type=float, default=0.06, help="to measure each part for")
+    parser.add_argument("--seconds", type=float, default=0.03, help="to measure each part for")
+    parser.add_argument("--threads", type=int, default=8, help="that build kernels at once")
+    choices = ("modules", "errors", *PARTS)
+    parser.add_argument("--only", nargs="+", choices=choices, default=choices, help="parts to measure, in this order")
     return parser.parse_args()
 
 

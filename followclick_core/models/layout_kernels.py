@@ -14,64 +14,67 @@ import triton.language as tl
 from torch import Tensor
 
 PIXELS, CHANNELS = 64, 64  # of one tile
-STATISTICS_BLOCK = 4096
-# Into so many parts of the picture the statistics of channels that lie last are split.
-PARTS = 8
+# Numbers, pixels: with so few a program has 16 in each thread, and all programs of a call run at once.
+STATISTICS_BLOCK, STATISTICS_PIXELS = 2048, 32
+# Pictures are split until there are so many programs, about eight on each multiprocessor of a large GPU.
+ENOUGH_PROGRAMS, MAX_PARTS = 1024, 32
 
 
 @triton.jit
-def _plane_statistics(x, mean, rstd, size, eps, BLOCK: tl.constexpr):
-    """Of one group of one frame, whose channels' planes lie one behind the other."""
+def _add_values(values, inside, share, means, squares):
+    """Each lane's mean and sum of squared distances with one more value (Welford): no difference of large sums."""
+    apart = tl.where(inside, values.to(tl.float32) - means, 0.0)
+    means += apart * share
+    return means, squares + apart * (values.to(tl.float32) - means)
+
+
+@triton.jit
+def _plane_statistics(x, mean, rstd, size: tl.constexpr, eps, BLOCK: tl.constexpr):
+    """Of one group of one frame, whose channels' planes lie one behind the other.
+
+    Lanes keep moments of their own, which meet only at the end: sums across warps at each step would cost more time
+    than reading.
+    """
     group = tl.program_id(0).to(tl.int64)
-    start = x + group * size
-    middle, squares, seen = 0.0, 0.0, 0.0
-    offset = 0
-    while offset < size:
-        index = offset + tl.arange(0, BLOCK)
-        inside = index < size
-        values = tl.load(start + index, inside, 0.0).to(tl.float32)
-        count = tl.minimum(size - offset, BLOCK).to(tl.float32)
-        part = tl.sum(values, 0) / count
-        apart = tl.where(inside, values - part, 0.0)
-        # Chan's combination of two sets' moments: no difference of large sums.
-        delta = part - middle
-        total = seen + count
-        squares += tl.sum(apart * apart, 0) + delta * delta * (seen * count / total)
-        middle += delta * (count / total)
-        seen = total
-        offset += BLOCK
+    at = x + group * size + tl.arange(0, BLOCK)
+    means = tl.zeros([BLOCK], tl.float32)
+    squares = tl.zeros([BLOCK], tl.float32)
+    counts = tl.zeros([BLOCK], tl.float32)
+    for block in range(0, size, BLOCK):
+        inside = block + tl.arange(0, BLOCK) < size
+        counts += inside.to(tl.float32)
+        means, squares = _add_values(
+            tl.load(at + block, inside, 0.0), inside, 1.0 / (block // BLOCK + 1), means, squares
+        )
+    middle = tl.sum(means * counts, 0) / size
+    total = tl.sum(squares + counts * (means - middle) * (means - middle), 0)
     tl.store(mean + group, middle)
-    tl.store(rstd + group, 1.0 / tl.sqrt(squares / size + eps))
+    tl.store(rstd + group, 1.0 / tl.sqrt(total / size + eps))
 
 
 @triton.jit
-def _channel_moments(x, moments, pixels, channels, part, P: tl.constexpr, C: tl.constexpr):
+def _channel_moments(x, moments, pixels, channels, part: tl.constexpr, P: tl.constexpr, C: tl.constexpr):
     """Mean and sum of squared distances of each channel over one part of one frame, channels last."""
     channel = tl.program_id(0) * C + tl.arange(0, C)
     frame = tl.program_id(2).to(tl.int64)
     first = tl.program_id(1) * part
     last = tl.minimum(first + part, pixels)
-    start = x + frame * pixels * channels
-    middle = tl.zeros([C], tl.float32)
-    squares = tl.zeros([C], tl.float32)
-    seen = 0.0
-    offset = first
-    while offset < last:
-        pixel = offset + tl.arange(0, P)
-        inside = (pixel < last)[:, None] & (channel < channels)[None, :]
-        values = tl.load(start + pixel[:, None] * channels + channel[None, :], inside, 0.0).to(tl.float32)
-        count = tl.minimum(last - offset, P).to(tl.float32)
-        mean = tl.sum(values, 0) / count
-        apart = tl.where(inside, values - mean[None, :], 0.0)
-        delta = mean - middle
-        total = seen + count
-        squares += tl.sum(apart * apart, 0) + delta * delta * (seen * count / total)
-        middle += delta * (count / total)
-        seen = total
-        offset += P
+    start = x + frame * pixels * channels + channel[None, :]
+    known = (channel < channels)[None, :]
+    means = tl.zeros([P, C], tl.float32)
+    squares = tl.zeros([P, C], tl.float32)
+    counts = tl.zeros([P, 1], tl.float32)
+    for step in range(0, part, P):
+        pixel = first + step + tl.arange(0, P)[:, None]
+        inside = pixel < last
+        counts += inside.to(tl.float32)
+        values = tl.load(start + pixel * channels, inside & known, 0.0)
+        means, squares = _add_values(values, inside & known, 1.0 / (step // P + 1), means, squares)
+    middle = tl.sum(means * counts, 0) / (last - first)
+    apart = means - middle[None, :]
     at = moments + ((frame * tl.num_programs(1) + tl.program_id(1)) * 2) * channels + channel
     tl.store(at, middle, channel < channels)
-    tl.store(at + channels, squares, channel < channels)
+    tl.store(at + channels, tl.sum(squares + counts * apart * apart, 0), channel < channels)
 
 
 @triton.jit
@@ -158,12 +161,13 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor
         block = min(STATISTICS_BLOCK, triton.next_power_of_2(size))
         _plane_statistics[(pictures * groups,)](x, mean, rstd, size, eps, BLOCK=block, num_warps=4)
         return mean, rstd
-    part = triton.cdiv(pixels, PARTS)
+    wanted = ENOUGH_PROGRAMS // (pictures * triton.cdiv(channels, CHANNELS))
+    part = triton.cdiv(pixels, max(1, min(MAX_PARTS, wanted)))
     parts = triton.cdiv(pixels, part)
     moments = x.new_empty(pictures, parts, 2, channels, dtype=torch.float32)
     grid = (triton.cdiv(channels, CHANNELS), parts, pictures)
-    _channel_moments[grid](x, moments, pixels, channels, part, P=PIXELS, C=CHANNELS, num_warps=4)
-    sizes = {"S": PARTS, "W": triton.next_power_of_2(width)}
+    _channel_moments[grid](x, moments, pixels, channels, part, P=STATISTICS_PIXELS, C=CHANNELS, num_warps=4)
+    sizes = {"S": triton.next_power_of_2(parts), "W": triton.next_power_of_2(width)}
     _join_moments[(groups, pictures)](
         moments, mean, rstd, parts, part, pixels, channels, width, eps, **sizes, num_warps=1
     )

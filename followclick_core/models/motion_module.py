@@ -36,6 +36,8 @@ MotionText = KeyValue | RegionKeyValue
 
 # Above this many bytes the hidden state of the feed-forward (8 times as wide as its input) is made in pieces.
 MAX_FEED_FORWARD_BYTES = 256 * 2**20
+# Above this many bytes the packed queries, keys and values of the frames are made in pieces, without gradients.
+MAX_PACKED_BYTES = 256 * 2**20
 
 
 class TemporalAttention(nn.Module):
@@ -55,17 +57,19 @@ class TemporalAttention(nn.Module):
 
     def attend_frames(self, x: FrameTokens) -> FrameTokens:
         """Self-attention: each pixel looks along time."""
-        return self.to_out(self.mix_frames(x))
+        return self.to_out(self.mix_frames(x, self.packed_weight()))
 
     def attend_text(self, x: FrameTokens, text: MotionText) -> FrameTokens:
         """Cross-attention of all frames and pixels of a clip to that clip's motion text, or to its regions' texts."""
         return self.to_out(self.read_text(x, text))
 
-    def mix_frames(self, x: FrameTokens) -> FrameTokens:
+    def packed_weight(self) -> Float[Tensor, "three_c c"]:
+        """One product instead of three reads the activations once."""
+        return torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
+
+    def mix_frames(self, x: FrameTokens, weight: Float[Tensor, "three_c c"]) -> FrameTokens:
         """`attend_frames` before the last linear layer."""
-        # One product instead of three reads the activations once.
-        qkv = F.linear(x, torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight]))
-        return attend_over_time(qkv, self.num_heads)
+        return attend_over_time(F.linear(x, weight), self.num_heads)
 
     def read_text(self, x: FrameTokens, text: MotionText) -> FrameTokens:
         """`attend_text` before the last linear layer."""
@@ -133,35 +137,38 @@ class TemporalTransformerBlock(nn.Module):
         Args:
             ahead: For each attention and for the feed-forward the sum of the biases from its own on.
         """
-        frames = len(positions)
+        pixels = stream.view(-1, len(positions), stream.shape[1])
         for attention, norm, early in zip(self.branches(text), self.norms, ahead, strict=False):
-            normed = motion_ops.norm_rows(stream, norm.weight, norm.bias, norm.eps, early, positions)
-            normed = normed.view(-1, frames, stream.shape[1])
             if text is not None and attention is self.motion_attention:
-                h = attention.read_text(normed, text)
+                mix, parts = functools.partial(attention.read_text, text=text), [pixels]
             else:
-                h = attention.mix_frames(normed)
+                mix = functools.partial(attention.mix_frames, weight=attention.packed_weight())
+                parts = pixels.chunk(_pieces(stream, 3, MAX_PACKED_BYTES))
             last: nn.Linear = attention.to_out[0]  # type: ignore[assignment]
-            stream.addmm_(h.reshape(stream.shape), last.weight.t())
+            for part in parts:
+                rows = part.flatten(0, 1)
+                normed = motion_ops.norm_rows(rows, norm.weight, norm.bias, norm.eps, early, positions)
+                rows.addmm_(mix(normed.view(part.shape)).reshape(rows.shape), last.weight.t())
         self._add_feed_forward(stream, ahead[-1])
 
     def _add_feed_forward(self, stream: Rows, early: Float[Tensor, "c"]) -> None:
         wide: nn.Linear = self.ff.net[0].proj  # type: ignore[assignment]
         last: nn.Linear = self.ff.net[2]  # type: ignore[assignment]
         normed = motion_ops.norm_rows(stream, self.ff_norm.weight, self.ff_norm.bias, self.ff_norm.eps, early, None)
-        pieces = _feed_forward_pieces(stream)
+        pieces = _pieces(stream, 8, MAX_FEED_FORWARD_BYTES)
         for rows, part in zip(normed.chunk(pieces), stream.chunk(pieces), strict=True):
             part.addmm_(motion_ops.gated(rows, wide.weight, wide.bias), last.weight.t())
 
     def _feed_forward(self, x: FrameTokens) -> FrameTokens:
-        pieces = _feed_forward_pieces(x)
+        pieces = _pieces(x, 8, MAX_FEED_FORWARD_BYTES)
         if pieces <= 1 or torch.is_grad_enabled():
             return self.ff(x)
         return torch.cat([self.ff(part) for part in x.chunk(pieces)])
 
 
-def _feed_forward_pieces(x: Tensor) -> int:
-    return max(1, math.ceil(8 * x.numel() * x.element_size() / MAX_FEED_FORWARD_BYTES))
+def _pieces(x: Tensor, times: int, limit: int) -> int:
+    """So many that none of them, made `times` as wide, has more than `limit` bytes."""
+    return max(1, math.ceil(times * x.numel() * x.element_size() / limit))
 
 
 class TemporalTransformer(nn.Module):
@@ -197,7 +204,7 @@ class TemporalTransformer(nn.Module):
         stream = F.linear(h.flatten(0, 1), self.proj_in.weight, first)
         positions = frame_positions(num_frames, self.channels, x.device, x.dtype)
         block.add_in_place(stream, ahead, positions, text)  # type: ignore[operator]
-        return motion_ops.add_to_frames(self.proj_out(stream).view(h.shape), x)
+        return motion_ops.add_projected(stream.view(h.shape), self.proj_out.weight, self.proj_out.bias, x)
 
 
 class MotionModule(nn.Module):

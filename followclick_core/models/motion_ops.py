@@ -20,6 +20,8 @@ logger = logging.getLogger("followclick")
 HOPPER = (9, 0)
 # Wider layers have so much arithmetic for each byte that cuBLAS and a pass over its product are as fast.
 MAX_GATED_WIDTH = 640
+# Up to this width the last layer, the layout back and the sum are one kernel.
+MAX_ADDED_WIDTH = 0
 # ||kernel - PyTorch|| / ||PyTorch||: bfloat16 is good for 0.004.
 TOLERANCE = 0.01
 
@@ -59,6 +61,14 @@ def add_to_frames(h: Tensor, x: Tensor) -> Tensor:
     from . import layout_kernels
 
     return layout_kernels.add_to_frames(h, x)
+
+
+@_operator(lambda _h, _weight, _bias, x: torch.empty_like(x))
+def add_linear_to_frames(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """x + (h weight^T + bias), as `add_to_frames` lays it out."""
+    from . import frames_kernel
+
+    return frames_kernel.add_linear_to_frames(h, weight, bias, x)
 
 
 @_operator(lambda x, *_: torch.empty_like(x.contiguous()))
@@ -115,6 +125,13 @@ def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return gate_product(F.linear(x, weight, bias))
 
 
+def add_projected(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """`add_linear_to_frames` in the way that is faster here."""
+    if x.dtype != torch.float32 and len(weight) <= MAX_ADDED_WIDTH:
+        return add_linear_to_frames(h, weight, bias, x)
+    return add_to_frames(F.linear(h, weight, bias), x)
+
+
 def run_fused(x: Tensor, weight: Tensor, num_heads: int) -> bool:
     """Whether a module with this input and first weight runs by these operators: on a GPU, without gradients."""
     return (
@@ -168,10 +185,15 @@ def comparisons(
     normed = rearrange(normed, "(b f) c h w -> (b h w) f c", f=frames)
     rows = normed.flatten(0, 1).to(dtype)
     added = rearrange(rows, "(b h w f) c -> (b f) c h w", f=frames, h=size, w=size) + planes
+    square = wave(channels, channels, speed=2.3) / channels**0.5
+    projected = F.linear(rows.float(), square.float(), bias.float())
+    projected = rearrange(projected, "(b h w f) c -> (b f) c h w", f=frames, h=size, w=size) + planes
     results = []
     for name, x in (("planes", planes), ("channels last", planes.contiguous(memory_format=torch.channels_last))):
         results.append((f"GroupNorm, {name}", normed_pixels(x, weight, bias, frames, groups, 1e-6), normed))
-        results.append((f"sum, {name}", add_to_frames(rows.view(-1, frames, channels), x), added))
+        pixels = rows.view(-1, frames, channels)
+        results.append((f"sum, {name}", add_to_frames(pixels, x), added))
+        results.append((f"linear layer and sum, {name}", add_projected(pixels, square, bias, x), projected))
     biases = [wave(channels, speed=speed) for speed in (0.2, 0.3, 0.4, 0.5)]
     first, ahead = sum_biases(biases)
     tails = [torch.stack(biases[index:]).float().sum(0) for index in range(4)]

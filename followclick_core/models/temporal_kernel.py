@@ -1,6 +1,6 @@
 """The Triton kernel of temporal attention and its gradient, registered with PyTorch as operators.
 
-One program, of one warp where that suffices, attends for one pixel and some of its heads. It reads queries, keys and
+One program, of one warp where that suffices, attends for one pixel and one head. It reads queries, keys and
 values out of the packed product and keeps the whole table of weights in registers; the gradient computes it again.
 """
 
@@ -14,11 +14,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from .row_kernels import pieces
-
-# Heads that one program attends for, one after the other.
-HEADS_TOGETHER = 2
 
 
 @triton.jit
@@ -43,30 +38,27 @@ def _weights(q, k, scale, frames, F: tl.constexpr):
 @triton.jit
 def _forward(
     qkv, out, scale, frames, heads: tl.constexpr, head_dim: tl.constexpr,
-    F: tl.constexpr, D: tl.constexpr, REST: tl.constexpr, TOGETHER: tl.constexpr,
+    F: tl.constexpr, D: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """A head's columns are read as two powers of two, D and REST: SD1.5's 40, 80 and 160 are 5/4 of one."""
-    groups = heads // TOGETHER
-    pixel, group = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
+    pixel, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     width = heads * head_dim
-    for member in range(TOGETHER):
-        head = group * TOGETHER + member
-        start = qkv + pixel * frames * 3 * width + head * head_dim
-        at, mask = _piece(start, 3 * width, frames, 0, head_dim, F, D)
-        q, k, v = tl.load(at, mask, 0.0), tl.load(at + width, mask, 0.0), tl.load(at + 2 * width, mask, 0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        if REST > 0:
-            at, rest_mask = _piece(start, 3 * width, frames, D, head_dim, F, REST)
-            q, k = tl.load(at, rest_mask, 0.0), tl.load(at + width, rest_mask, 0.0)
-            rest_v = tl.load(at + 2 * width, rest_mask, 0.0)
-            scores = tl.dot(q, tl.trans(k), scores, input_precision="ieee")
-        weights = _softmax(scores * scale, frames, F).to(v.dtype)
-        start = out + pixel * frames * width + head * head_dim
-        at, mask = _piece(start, width, frames, 0, head_dim, F, D)
-        tl.store(at, tl.dot(weights, v, input_precision="ieee").to(out.dtype.element_ty), mask)
-        if REST > 0:
-            at, rest_mask = _piece(start, width, frames, D, head_dim, F, REST)
-            tl.store(at, tl.dot(weights, rest_v, input_precision="ieee").to(out.dtype.element_ty), rest_mask)
+    start = qkv + pixel * frames * 3 * width + head * head_dim
+    at, mask = _piece(start, 3 * width, frames, 0, head_dim, F, D)
+    q, k, v = tl.load(at, mask, 0.0), tl.load(at + width, mask, 0.0), tl.load(at + 2 * width, mask, 0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if REST > 0:
+        at, rest_mask = _piece(start, 3 * width, frames, D, head_dim, F, REST)
+        q, k = tl.load(at, rest_mask, 0.0), tl.load(at + width, rest_mask, 0.0)
+        rest_v = tl.load(at + 2 * width, rest_mask, 0.0)
+        scores = tl.dot(q, tl.trans(k), scores, input_precision="ieee")
+    weights = _softmax(scores * scale, frames, F).to(v.dtype)
+    start = out + pixel * frames * width + head * head_dim
+    at, mask = _piece(start, width, frames, 0, head_dim, F, D)
+    tl.store(at, tl.dot(weights, v, input_precision="ieee").to(out.dtype.element_ty), mask)
+    if REST > 0:
+        at, rest_mask = _piece(start, width, frames, D, head_dim, F, REST)
+        tl.store(at, tl.dot(weights, rest_v, input_precision="ieee").to(out.dtype.element_ty), rest_mask)
 
 
 @triton.jit
@@ -101,23 +93,30 @@ def _backward(
 def _launch(kernel, tensors: tuple[Tensor, ...], num_heads: int, **sizes: int) -> None:
     pixels, frames, packed = tensors[0].shape
     head_dim = packed // (3 * num_heads)
-    programs = pixels * num_heads // sizes.get("TOGETHER", 1)
     with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device, wherever the tensors are
-        kernel[(programs,)](*tensors, 1 / math.sqrt(head_dim), frames, num_heads, head_dim, **sizes)
+        kernel[(pixels * num_heads,)](*tensors, 1 / math.sqrt(head_dim), frames, num_heads, head_dim, **sizes)
 
 
-def attend(qkv: Tensor, num_heads: int, together: int = HEADS_TOGETHER) -> Tensor:
-    """Attention of n pixels' frames, [n, f, 3 c] -> [n, f, c]; each program does `together` heads, if they divide."""
+def pieces(width: int) -> tuple[int, int]:
+    """Two powers of two that together hold `width`: the largest within it, and the next one that holds what is left.
+
+    Both are 16 or more, the least that a tensor core takes; the second is 0 where nothing is left.
+    """
+    first = max(16, 1 << (width.bit_length() - 1))
+    rest = width - first
+    return first, max(16, 1 << (rest - 1).bit_length()) if rest > 0 else 0
+
+
+def attend(qkv: Tensor, num_heads: int) -> Tensor:
+    """Attention of n pixels' frames, [n, f, 3 c] -> [n, f, c]."""
     # A compiler that pads its buffers may hand over others than it was shown.
     qkv = qkv.contiguous()
     frames, packed = qkv.shape[1:]
     out = qkv.new_empty(len(qkv), frames, packed // 3)
     rows = max(16, triton.next_power_of_2(frames))
-    columns, rest = pieces(packed // (3 * num_heads), least=16)
-    together = math.gcd(together, num_heads)
+    columns, rest = pieces(packed // (3 * num_heads))
     # A warp for each 16 rows, the height of a tensor core's tile: so no row of weights is spread over warps.
-    warps = rows // 16
-    _launch(_forward, (qkv, out), num_heads, F=rows, D=columns, REST=rest, TOGETHER=together, num_warps=warps)
+    _launch(_forward, (qkv, out), num_heads, F=rows, D=columns, REST=rest, num_warps=rows // 16)
     return out
 
 

@@ -9,11 +9,13 @@ import json
 import torch
 from torch import Tensor
 
-from followclick_core.models import motion_module, motion_ops
+from followclick_core.models import motion_module, motion_ops, row_kernels
+from followclick_core.models.frames_kernel import Tiles as FrameTiles
+from followclick_core.models.frames_kernel import add_linear_to_frames
 from followclick_core.models.gated_linear_kernel import Tiles, gated_linear
 from followclick_core.models.lora import MOTION_LAYERS, add_lora
 from followclick_core.models.motion_module import MotionModule, RegionKeyValue
-from followclick_core.models.row_kernels import RowTiles, gate_product, norm_rows, pieces
+from followclick_core.models.row_kernels import RowTiles, gate_product, norm_rows
 
 CPU = torch.device("cpu")
 # Channels, heads, frames, side of the picture, clips.
@@ -82,6 +84,8 @@ def other_errors() -> dict[str, float]:
     errors["neither layout"] = relative(module.temporal_transformer.forward_fused(strided, 4), module(strided, 4))
     motion_module.MAX_FEED_FORWARD_BYTES = 8 * 4 * 32 * 10
     errors["feed-forward in pieces"] = added_error(module, x, 4, None)
+    motion_module.MAX_PACKED_BYTES = 3 * 4 * 32 * 4 * 5
+    errors["attention in pieces"] = added_error(module, x, 4, texts)
     block = module.temporal_transformer.transformer_blocks[0]
     before = module.temporal_transformer.forward_fused(x, 4)
     block.attention_blocks[0].to_k.weight.data.copy_(torch.randn(32, 32))
@@ -109,16 +113,35 @@ def tile_errors() -> dict[str, float]:
     x, weight, bias = torch.randn(37, 48), torch.randn(80, 48), torch.randn(80)
     value, gate = (x @ weight.T + bias).chunk(2, dim=-1)
     gated = value * torch.nn.functional.gelu(gate)
-    errors = {
-        f"gated {tiles}": relative(gated_linear(x, weight, bias, tiles), gated) for tiles in (None, Tiles(16, 16, 16))
-    }
+    # The last two have one program or two of a GPU with one multiprocessor, so several tiles for each.
+    kinds = (None, Tiles(16, 16, 16), Tiles(16, 32, 16, resident=1), Tiles(32, 16, 32, group=2, resident=2))
+    errors = {f"gated {tiles}": relative(gated_linear(x, weight, bias, tiles), gated) for tiles in kinds}
     x, scale, shift = 5 + torch.randn(70, 96), torch.randn(96), torch.randn(96)
     normed = torch.nn.functional.layer_norm(x, (96,), scale, shift)
-    for tiles in (RowTiles(*pieces(96, 16), 256, 2), RowTiles(128, 0, 128, 1)):
+    for tiles in (RowTiles(256, 2), RowTiles(128, 1), RowTiles(256, 2, early=True)):
         errors[f"LayerNorm {tuple(tiles)}"] = relative(norm_rows(x, scale, shift, 1e-5, None, None, tiles), normed)
+    row_kernels.ENOUGH_PROGRAMS = 4  # so programs have several tiles
+    for early in (False, True):
+        ours = norm_rows(x, scale, shift, 1e-5, None, None, RowTiles(128, 1, early))
+        errors[f"LayerNorm of several tiles, {early}"] = relative(ours, normed)
     errors["gate of large numbers"] = relative(
         gate_product(torch.tensor([[2.0, -3, 1e9, -40]])), torch.tensor([[2e9, 0]])
     )
+    points = torch.linspace(-12, 12, 4001)[None]
+    ours = gate_product(torch.cat([torch.ones_like(points), points], dim=1))
+    errors["largest error of the gate"] = float((ours - torch.nn.functional.gelu(points)).abs().max())
+    return errors | last_layer_errors()
+
+
+def last_layer_errors() -> dict[str, float]:
+    h, weight, bias, x = torch.randn(18, 4, 48), torch.randn(40, 48), torch.randn(40), torch.randn(8, 40, 3, 3)
+    added = torch.nn.functional.linear(h, weight, bias).view(2, 3, 3, 4, 40).permute(0, 3, 4, 1, 2).flatten(0, 1)
+    errors = {}
+    for name, given in (("planes", x), ("channels last", x.to(memory_format=torch.channels_last))):
+        for tiles in (None, FrameTiles(16, 16, 16)):
+            ours = add_linear_to_frames(h, weight, bias, given, tiles)
+            assert ours.stride() == given.stride()
+            errors[f"last layer, {name}, {tiles}"] = relative(ours, added + x)
     return errors
 
 
