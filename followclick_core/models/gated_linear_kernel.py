@@ -44,7 +44,7 @@ WIDE_TILES = Tiles(64, 64, 32, warps=4, stages=2)
 
 @triton.jit
 def _place(tile, rows, columns, M: tl.constexpr, N: tl.constexpr, GROUP: tl.constexpr):
-    """First row and column of a tile; those that run together share rows of x and columns of the weights in the cache."""
+    """First row and column of a tile; those that run together share rows of x and columns of the weights."""
     down, across = tl.cdiv(rows, M), tl.cdiv(columns, N)
     per_group = GROUP * across
     first = tile // per_group * GROUP

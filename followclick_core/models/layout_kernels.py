@@ -162,7 +162,7 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor
         _plane_statistics[(pictures * groups,)](x, mean, rstd, size, eps, BLOCK=block, num_warps=4)
         return mean, rstd
     wanted = ENOUGH_PROGRAMS // (pictures * triton.cdiv(channels, CHANNELS))
-    part = triton.cdiv(pixels, max(1, min(MAX_PARTS, wanted)))
+    part = triton.cdiv(pixels, max(1, min(MAX_PARTS, wanted, pixels // STATISTICS_PIXELS)))
     parts = triton.cdiv(pixels, part)
     moments = x.new_empty(pictures, parts, 2, channels, dtype=torch.float32)
     grid = (triton.cdiv(channels, CHANNELS), parts, pictures)

@@ -204,7 +204,8 @@ class TemporalTransformer(nn.Module):
         stream = F.linear(h.flatten(0, 1), self.proj_in.weight, first)
         positions = frame_positions(num_frames, self.channels, x.device, x.dtype)
         block.add_in_place(stream, ahead, positions, text)  # type: ignore[operator]
-        return motion_ops.add_projected(stream.view(h.shape), self.proj_out.weight, self.proj_out.bias, x)
+        last: nn.Linear = self.proj_out  # type: ignore[assignment]
+        return motion_ops.add_projected(stream.view(h.shape), last.weight, last.bias, x)
 
 
 class MotionModule(nn.Module):

@@ -2,7 +2,7 @@
 
 # Triton's functions are compiled from their text; their types are not Python's.
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportUnboundVariable=false
 
 from typing import NamedTuple
 
