@@ -21,6 +21,7 @@ from .motions import MAX_FIELDS, positions
 _TABLE = 48  # points along a side of the table of bends
 _TABLE_REACH = 1.25  # the table covers -1.25 .. 1.25 of the sprite's coordinates
 _STEPS = 24
+ORIGIN_STRIDE = 8  # pixels from one point whose origin is told to the next: a latent cell
 
 Rgba = Float[Tensor, "b 4 h w"]  # premultiplied, 0..1
 Textures = Float[Tensor, "b 4 s s"]  # the same, of single sprites
@@ -41,6 +42,7 @@ class Rendered:
     object_masks: Float[Tensor, "b f h w"]
     distractor_mask: Float[Tensor, "b h w"]
     flow: Float[Tensor, "b 2 f-1 h w"]
+    origins: Float[Tensor, "b 2 f rows columns"]
 
 
 class Renderer:
@@ -68,18 +70,19 @@ class Renderer:
         frames = still[:, :, None].repeat(1, 1, f, 1, 1)
         masks = torch.zeros(b, f, size, size, device=self.device)
         flow = torch.zeros(b, 2, max(f - 1, 0), size, size, device=self.device)
+        origins = torch.full((b, 2, f, size // ORIGIN_STRIDE, size // ORIGIN_STRIDE), -1.0, device=self.device)
         # One scene at a time is kindest to a processor's caches; a GPU wants several.
         chunk = 1 if self.device.type == "cpu" else 8
         for start in range(0, b, chunk):
             part = slice(start, start + chunk)
-            self._render_targets(layouts[part], textures[part], stage, part, frames, masks, flow)
+            self._render_targets(layouts[part], textures[part], stage, part, frames, masks, flow, origins)
         on_top = torch.maximum(
             stage.behind_thing * (alpha_front < 0.5) * (1 - masks[:, 0]), (alpha_front >= 0.5).float()
         )
-        return Rendered(frames.clamp_(0, 1), masks, on_top, flow)
+        return Rendered(frames.clamp_(0, 1), masks, on_top, flow, origins)
 
-    def _render_targets(self, layouts, textures, stage: Stage, part: slice, frames, masks, flow) -> None:
-        """Draw the targets of a chunk into frames, masks and flow (in place), within the window that they sweep."""
+    def _render_targets(self, layouts, textures, stage: Stage, part: slice, frames, masks, flow, origins) -> None:
+        """Draw the targets of a chunk into what follows `part` (in place), within the window that they sweep."""
         size, count = frames.shape[-1], frames.shape[2]
         top, bottom, left, right = _window(layouts, size)
         forward, backward, offset, offset_back = (self._tensor(x) for x in _affine(layouts))
@@ -110,6 +113,9 @@ class Renderer:
         frames[window] = torch.where(alpha[:, None] > 0, seen * (1 - front[:, 3:4]) + front[:, :3], frames[window])
         visible = ((alpha > 0.5) & (front[:, 3] < 0.5)).float()
         masks[part, :, top:bottom, left:right] = visible
+        drawn = torch.tensor([layout.target.kind == "animation" for layout in layouts], device=self.device)
+        known = visible * ~drawn[:, None, None, None]  # a drawn animation's points go their own ways
+        _note_origins(origins[part], _move(bent, forward[:, :1], offset[:, :1]) * size, known, (top, left))
         if count > 1:
             here, there = points[:, :-1], points[:, :-1]
             if table is not None:
@@ -257,6 +263,25 @@ def _affine(layouts: Sequence[Layout]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     forward, offset = np.stack(forwards), np.stack(offsets)
     backward = np.linalg.inv(forward)
     return forward, backward, offset, -np.einsum("bfij,bfj->bfi", backward, offset)
+
+
+def _note_origins(
+    origins: Float[Tensor, "b 2 f rows columns"],
+    start: Float[Tensor, "b f h w 2"],
+    known: Float[Tensor, "b f h w"],
+    corner: tuple[int, int],
+) -> None:
+    """Write where the middles of cells have come from, in place; `corner` is the first row and column of the window."""
+    middles, cells = [], []
+    for first, length in zip(corner, known.shape[2:], strict=True):
+        at = torch.arange(first, first + length, device=known.device)
+        middle = at % ORIGIN_STRIDE == ORIGIN_STRIDE // 2
+        middles.append(middle)
+        cells.append(at[middle] // ORIGIN_STRIDE)
+    rows, columns = middles
+    start, known = start[:, :, rows][:, :, :, columns], known[:, :, rows][:, :, :, columns]
+    found = torch.where(known[..., None] > 0, start, -1.0).permute(0, 4, 1, 2, 3)
+    origins[:, :, :, cells[0][:, None], cells[1]] = found
 
 
 def _move(points: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:

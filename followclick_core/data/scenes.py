@@ -27,6 +27,8 @@ class SceneBatch:
         object_masks: The visible target per frame, 0 or 1.
         distractor_mask: The visible distractors of frame 0, 0 or 1; they stand still.
         flow: From frame i to i+1 at frame i's pixels, inside object_masks[:, i]; 0 elsewhere.
+        origins: Of the middle of every cell of 8 x 8 pixels in which the target is seen, the point of frame 0 that it
+            shows, x then y, in pixels; -1 elsewhere and for drawn animations.
         flow_known: False where a drawn animation moves: then `flow` holds only its movement as a whole.
         magnitude: Mean flow over the visible target, then over the frame pairs, in px/frame at 512 px of width.
         verbs: Canonical names (data.verbs.VERBS).
@@ -38,6 +40,7 @@ class SceneBatch:
     object_masks: Float[Tensor, "b f h w"]
     distractor_mask: Float[Tensor, "b h w"]
     flow: Float[Tensor, "b 2 f-1 h w"]
+    origins: Float[Tensor, "b 2 f rows columns"]
     flow_known: Bool[Tensor, "b"]
     magnitude: PerSample
     verbs: list[str]
@@ -104,6 +107,7 @@ def _batch(layouts: Sequence[Layout], rendered: Rendered) -> SceneBatch:
         object_masks=rendered.object_masks,
         distractor_mask=rendered.distractor_mask,
         flow=rendered.flow,
+        origins=rendered.origins,
         flow_known=torch.tensor([layout.target.kind != "animation" for layout in layouts], device=device),
         magnitude=magnitude,
         verbs=[layout.verb for layout in layouts],

@@ -16,6 +16,7 @@ PACKED = {
     "object_masks": lambda mask: mask > 0.5,
     "distractor_mask": lambda mask: mask > 0.5,
     "flow": lambda flow: flow.half(),
+    "origins": lambda origins: origins.half(),
 }
 
 

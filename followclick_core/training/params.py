@@ -39,6 +39,8 @@ class MotionTrainParams:
         region_weight: Extra weight of the loss where the object moves: the still background is large and easy.
         image_batch: Single frames per step that keep the UNet a text-to-image model while its weights train along.
         text_dropout: Share of samples without a prompt, for classifier-free guidance.
+        correspondence_weight: Of the loss that teaches attention where a moved point comes from (correspondence.py).
+        correspondence_points: Places in each frame for that loss.
         noisy_share: Share of the samples whose timestep is at least `noisy_from`; the others' are uniform. What moves
             where is decided while there is much noise; the last steps only refine.
     """
@@ -54,6 +56,8 @@ class MotionTrainParams:
     image_weight: float = 0.2
     text_dropout: float = 0.1
     word_dropout: float = 0.03
+    correspondence_weight: float = 0.0
+    correspondence_points: int = 32
     noisy_share: float = 0.0
     noisy_from: int = 300
 

@@ -1,5 +1,8 @@
 """The stages of training a model from nothing: autoencoder, spatial and motion model. The segmenter is apart."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +20,7 @@ from ..models.text_encoder import END, START, UNKNOWN, VOCABULARY, TextEncoder, 
 from ..models.unet import UNet
 from ..presets import Preset
 from ..shapes import fold_frames, unfold_frames
+from .correspondence import CorrespondenceLoss, draw_places
 from .loop import step_generator
 from .params import AutoencoderParams, MotionTrainParams, SpatialParams
 from .pool import Chunk, SamplePool
@@ -136,6 +140,7 @@ class MotionStage:
         self.scenes = scenes
         self.schedule = NoiseSchedule(preset.motion.schedule).to(scenes.device)
         self.attachment = attach(model.unet, model.motion)
+        self._correspondence = CorrespondenceLoss(model.unet) if params.correspondence_weight else None
         self.pool = SamplePool(self._make_chunk, params.pool_chunks, scenes.device)
         self.prepare, self.prefetch = self.pool.refill, self.pool.advance
 
@@ -153,6 +158,9 @@ class MotionStage:
         )
         self.module.mark_seen(tokens)
         self.module.mark_seen(captions)
+        if self._correspondence is not None:
+            points = params.correspondence_points
+            clip["place"], clip["origin"] = draw_places(drawn["origins"].float(), LATENT_SCALE, points, generator)
         return {
             "tokens": tokens,
             "magnitude": drawn["magnitude"],
@@ -176,7 +184,7 @@ class MotionStage:
         num_frames = batch["x_t"].shape[2]
         context = self.module.text(batch["tokens"])
         conditioning = MotionConditioning(num_frames, context, batch["magnitude"], batch["first_frame"])
-        with self.attachment.conditioned(conditioning):
+        with self.attachment.conditioned(conditioning), self._watching():
             v = self.module.unet(
                 fold_frames(batch["x_t"]),
                 batch["t"].repeat_interleave(num_frames),
@@ -187,7 +195,22 @@ class MotionStage:
         weight = 1 + self.params.region_weight * swept
         inside = (error * swept).sum() / swept.sum()
         outside = (error * (1 - swept)).sum() / (1 - swept).sum()
-        return (error * weight).sum() / weight.sum(), {"inside": inside.detach(), "outside": outside.detach()}
+        loss, figures = (error * weight).sum() / weight.sum(), {"inside": inside.detach(), "outside": outside.detach()}
+        if self._correspondence is not None:
+            lost = self._correspondence(batch["place"], batch["origin"], v.shape[-1])
+            loss, figures["correspondence"] = loss + self.params.correspondence_weight * lost, lost.detach()
+        return loss, figures
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        if self._correspondence is None:
+            yield
+            return
+        self._correspondence.recording = True
+        try:
+            yield
+        finally:
+            self._correspondence.recording = False
 
     def _condition(self, first: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
         masked = torch.rand(len(first), device=first.device, generator=generator) < self.params.masked_share
@@ -200,7 +223,9 @@ class MotionStage:
         latents = encode_frames(self.autoencoder, scenes.frames)
         size = latents.shape[-2:]
         generator = step_generator(latents.device, seed, salt=3)
-        return {
+        # Shards do not know where a point comes from.
+        origins = {"origins": scenes.origins.half()} if isinstance(scenes, SceneBatch) else {}
+        return origins | {
             "latents": latents.bfloat16(),
             "mask": resize_mask(roughen_mask(scenes.mask, generator), size).bfloat16(),
             "swept": F.adaptive_max_pool2d(scenes.swept, size).bfloat16(),

@@ -228,6 +228,12 @@ def test_clips_and_stills_may_be_asked_for_in_turn(small_scenes):
     assert ahead.sample(1, 1).verbs == small_scenes.sample(1, 1).verbs
 
 
+def test_programs_that_share_the_seeds_have_every_second_one(small_scenes):
+    ahead = ScenesAhead(small_scenes, torch.device("cpu"), workers=1, rank=1, ranks=2)
+    for seed in (3, 4):
+        assert torch.equal(ahead.sample(1, seed).magnitude, small_scenes.sample(1, 2 * seed + 1).magnitude)
+
+
 def test_making_scenes_ahead_needs_a_process(small_scenes):
     with pytest.raises(ValueError, match="at least 1 process"):
         ScenesAhead(small_scenes, torch.device("cpu"), workers=0)
