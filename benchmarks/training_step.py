@@ -21,7 +21,7 @@ from followclick_core.models.blocks import ResBlock, SpatialTransformer
 from followclick_core.models.motion_module import TemporalTransformer
 from followclick_core.presets import Preset, get_preset
 from followclick_core.training import train_step
-from followclick_core.training.params import TRAINING
+from followclick_core.training.params import TRAINING, MotionTrainParams
 from followclick_core.training.stages import Generative, MotionStage
 from followclick_core.training.train_step import TrainStep
 
@@ -110,7 +110,7 @@ def try_steps(preset: Preset, way: Way, batch: int | None, steps: int, device: t
             _synchronize(device)
             started = time.perf_counter()
         step.set_learning_rate(params.loop.learning_rate * (index + 1) / params.loop.warmup)
-        figures = step(random_batch(preset, params.batch_size, params.image_batch, index, device))
+        figures = step(random_batch(preset, params, index, device))
         loss = float(figures["loss"])
         finite = all(bool(torch.isfinite(figures[name])) for name in ("loss", "grad_norm"))
         marks += "." if finite else "X"
@@ -121,8 +121,9 @@ def try_steps(preset: Preset, way: Way, batch: int | None, steps: int, device: t
     return f"{marks}  loss {loss:.4f}  {1000 * seconds:.0f} ms/step, {params.batch_size / seconds:.0f} clips/s"
 
 
-def random_batch(preset: Preset, clips: int, images: int, seed: int, device: torch.device) -> dict[str, torch.Tensor]:
+def random_batch(preset: Preset, params: MotionTrainParams, seed: int, device: torch.device) -> dict[str, torch.Tensor]:
     """What MotionStage.batch gives, of noise."""
+    clips, images, points = params.batch_size, params.image_batch, params.correspondence_points
     generator = torch.Generator(device).manual_seed(seed)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -140,6 +141,8 @@ def random_batch(preset: Preset, clips: int, images: int, seed: int, device: tor
         "x_t": noise(clips, 4, frames, side, side),
         "v": noise(clips, 4, frames, side, side),
         "t": numbers(0, 1000, clips),
+        "place": numbers(0, side * side, clips, frames, points),
+        "origin": numbers(0, side * side, clips, frames, points),
         "still_tokens": numbers(2, 400, images, 77),
         "still_x_t": noise(images, 4, 1, side, side),
         "still_v": noise(images, 4, 1, side, side),
