@@ -127,7 +127,8 @@ def _sampling(how: Acceleration) -> Callable:
                 calls = RecordedCalls(record_cuda_graph)
                 stack.callback(calls.clear)
                 add_unet_wrapper(options, GRAPHS, _recorded(calls))
-            if how.text_keys and not _has(guider, "hooks"):
+            # Hooks change weights from step to step; blended regions have the layers project several texts.
+            if how.text_keys and not _has(guider, "hooks") and not _has(guider, REGION_SHARES):
                 keys = TextKeys.of(unet)
                 stack.enter_context(keys.exchanged())
                 add_unet_wrapper(options, TEXT_KEYS, _with_text_keys(keys, calls))
@@ -194,9 +195,8 @@ def _with_text_keys(keys: TextKeys, calls: RecordedCalls | None) -> Callable:
         executor: Callable, x: Tensor, timesteps: Tensor, context: Tensor, y: Any, control: Any, options: dict,
         **more: Any,
     ) -> Tensor:  # fmt: skip
-        # Patches before an attention may give it another text, and blended regions give it several.
-        changed = "attn2_patch" in options.get("patches", {}) or more.get(REGION_SHARES) is not None
-        if changed or not isinstance(context, Tensor):
+        # Patches before an attention may give it another text.
+        if "attn2_patch" in options.get("patches", {}) or not isinstance(context, Tensor):
             return executor(x, timesteps, context, y, control, options, **more)
         window = options.get("context_window")
         name = (*options["cond_or_uncond"], *options["uuids"], *(window.index_list if window is not None else ()))

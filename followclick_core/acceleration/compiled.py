@@ -64,9 +64,23 @@ def compiled_blocks(blocks: Iterable[tuple[nn.Module, BlockKind]], params: Compi
 
     What a block gets is compiled when it is first called.
     """
-    exchanges = [(block, _forward_of(block, kind, params)) for block, kind in blocks if not has_inner_hooks(block)]
-    with exchanged_forwards(exchanges), _own_sizes(params):
+    free = [(block, kind) for block, kind in blocks if not has_inner_hooks(block)]
+    exchanges = [(block, _forward_of(block, kind, params)) for block, kind in free]
+    with exchanged_forwards(exchanges), _equally_trainable([block for block, _ in free]), _own_sizes(params):
         yield len(exchanges)
+
+
+@contextmanager
+def _equally_trainable(blocks: list[nn.Module]) -> Iterator[None]:
+    """No weight asks for gradients: what is compiled for those that do would not serve those that a LoRA has changed."""
+    weights = [weight for block in blocks for weight in block.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad = False
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad = True
 
 
 def _forward_of(block: nn.Module, kind: BlockKind, params: CompileParams) -> Callable:
