@@ -163,8 +163,7 @@ def _sampling_part(context: float) -> Callable:
             photo = _LATENTS.process_out(photos[0][:1, 1:]).to(latent)
             latent = torch.where(share < 1, photo, 0.0).expand_as(latent).contiguous()
         mask = share.expand_as(noise) if mask is None else mask * share
-        for entry in _entries(guider):
-            _cut(entry, box, (noise.shape[-2], noise.shape[-1]))
+        _cut(_entries(guider), box, (noise.shape[-2], noise.shape[-1]))
         return executor(noise, latent, sampler, sigmas, mask, *args, **more)
 
     return outer_sample
@@ -178,13 +177,16 @@ def _has_photo(entry: dict) -> bool:
     return FIRST_FRAME in entry.get("model_conds", {})
 
 
-def _cut(entry: dict, box: LatentBox, size: tuple[int, int]) -> None:
-    """Give one run's own entry the area; one that has an area is a part already."""
-    if "area" in entry:
-        return
-    entry["area"] = (box.height, box.width, box.top, box.left)
-    if entry.get("control") is not None:
-        entry["control"] = _control_of(entry["control"], box, size)
+def _cut(entries: list[dict], box: LatentBox, size: tuple[int, int]) -> None:
+    """Give one run's own entries the area; one that has an area is a part already."""
+    controls: dict[int, Any] = {}  # entries of one ControlNet share its copy too, or they could not be one batch
+    for entry in entries:
+        if "area" in entry:
+            continue
+        entry["area"] = (box.height, box.width, box.top, box.left)
+        control = entry.get("control")
+        if control is not None:
+            entry["control"] = controls.setdefault(id(control), _control_of(control, box, size))
 
 
 def _control_of(control: Any, box: LatentBox, size: tuple[int, int]) -> Any:

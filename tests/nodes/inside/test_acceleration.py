@@ -40,6 +40,12 @@ def compiled(pack, accelerated):
     return compile_with
 
 
+@pytest.fixture(scope="module")
+def backend():
+    """One for all tests: what is compiled with it serves them all."""
+    return CountingBackend()
+
+
 @pytest.fixture
 def gpu_attention(monkeypatch):
     """The attention that the host takes on a GPU; on a CPU it asks the system for free memory at every call."""
@@ -59,9 +65,9 @@ def assert_untouched(graph):
 
 
 def test_nothing_is_compiled_twice_for_other_prompts_magnitudes_lengths_sizes_and_weights(
-    pack, demo, graph, picture, square, compiled, gpu_attention
+    pack, demo, graph, picture, square, compiled, gpu_attention, backend
 ):
-    backend, plain = CountingBackend(), graph.model
+    plain = graph.model
     model = compiled(plain, backend)
 
     def same_clip(model, plain, prompt="run", magnitude=6.0, image=picture, mask=square, length=4, lora=0.0):
@@ -110,30 +116,30 @@ def test_sizes_compiled_one_by_one_are_each_compiled_once(pack, demo, graph, pic
 
 
 def test_blended_regions_run_uncompiled(pack, demo, graph, picture, square, compiled):
+    """Each block has hooks of its own then."""
     two = pack.regions(demo, square.flip(-1), regions=pack.regions(demo, square), prompt="jump", magnitude=14.0)
     conditioned, backend = pack.first_frame(demo, picture, two), CountingBackend()
     found = pack.sample(compiled(graph.model, backend), *conditioned)
     assert torch.equal(found, pack.sample(graph.model, *conditioned)) and not backend.graphs
 
 
-def test_blocks_that_are_hooked_inside_run_uncompiled(pack, graph, compiled, clip, gpu_attention):
-    """Norms over whole clips are hooks inside ResBlocks (AnimateDiff v1, PIA)."""
-    backend, unet = CountingBackend(), graph.model.model.diffusion_model
+def test_blocks_that_are_hooked_inside_run_uncompiled(pack, graph, compiled, clip, gpu_attention, backend):
+    """As ResBlocks are where norms run over whole clips (AnimateDiff v1, PIA): compiled code would not see it."""
+    model = compiled(graph.model, backend)
+    pack.sample_graph(graph, model=model, steps=3)
     handles = [
         layer.register_forward_hook(lambda _layer, _inputs, output: 1.5 * output)
-        for layer in unet.modules()
-        if isinstance(layer, torch.nn.GroupNorm | torch.nn.LayerNorm)
+        for layer in graph.model.model.diffusion_model.modules()
+        if isinstance(layer, torch.nn.GroupNorm)
     ]
     try:
-        found = pack.sample_graph(graph, model=compiled(graph.model, backend), steps=1)
-        expected = pack.sample_graph(graph, steps=1)
+        found = pack.sample_graph(graph, model=model, steps=3)
+        expected = pack.sample_graph(graph, steps=3)
     finally:
         for handle in handles:
             handle.remove()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    motion_kinds = backend.graphs
-    pack.sample_graph(graph, model=compiled(graph.model, backend), steps=1)
-    assert backend.graphs > motion_kinds > 0
+    assert not torch.allclose(found, clip, atol=1e-2)
 
 
 def test_channels_last_is_the_same_clip_and_is_undone(pack, graph, accelerated, clip):
@@ -241,8 +247,9 @@ def test_text_keys_change_during_a_sampling_if_the_text_does(pack, graph, accele
     assert torch.equal(pack.sample_graph(graph, model=faster, steps=3), expected)
 
 
-def test_text_keys_and_compiled_blocks_go_together(pack, demo, graph, picture, square, compiled, gpu_attention):
-    backend = CountingBackend()
+def test_text_keys_and_compiled_blocks_go_together(
+    pack, demo, graph, picture, square, compiled, gpu_attention, backend
+):
     model = compiled(graph.model, backend, text_keys=True)
     counts = []
     for prompt, length in (("run", 4), ("jump", 4), ("run", 6)):
