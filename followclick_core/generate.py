@@ -88,7 +88,9 @@ def generate_latents(
     if params.crop_context is None:
         return _sample(bundle, z_0, x_t, masks.to(device), texts, numbers, params, callback)
     clips = [  # one after another, as each has a part of its own
-        _sample_part(bundle, z_0[[i]], x_t[[i]], masks[[i]].to(device), texts[i : i + 1], numbers[[i]], params, callback)
+        _sample_part(
+            bundle, z_0[[i]], x_t[[i]], masks[[i]].to(device), texts[i : i + 1], numbers[[i]], params, callback
+        )
         for i in range(len(z_0))
     ]
     return torch.cat(clips)

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..followclick_core.acceleration.compiled import MODES, CompileParams
+from ..followclick_core.acceleration.crop import MAX_CONTEXT
 from ..followclick_core.acceleration.feature_reuse import ReuseParams
 from .host_acceleration import Acceleration, accelerate
 from .host_approximation import approximate
@@ -84,9 +85,7 @@ class AccelerateExactly(io.ComfyNode):
     ) -> io.NodeOutput:
         compiled = None if compile_blocks == OFF else CompileParams(compile_blocks, any_size)
         guidance = None if (guidance_start, guidance_end) == (0.0, 1.0) else (guidance_start, guidance_end)
-        return io.NodeOutput(
-            accelerate(model, Acceleration(compiled, channels_last, cuda_graphs, text_keys, guidance))
-        )
+        return io.NodeOutput(accelerate(model, Acceleration(compiled, channels_last, cuda_graphs, text_keys, guidance)))
 
 
 class AccelerateApproximately(io.ComfyNode):
@@ -125,7 +124,7 @@ class AccelerateApproximately(io.ComfyNode):
                     "context",
                     default=2.5,
                     min=1.0,
-                    max=16.0,
+                    max=MAX_CONTEXT,
                     step=0.1,
                     tooltip="With only_region: side of the part, in sides of the object. What flies off needs room.",
                 ),

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, get_wrappers_with_key
 from comfy.samplers import CFGGuider
@@ -113,17 +112,18 @@ def _sampling(how: Acceleration) -> Callable:
         check_compiled_whole(options)
         models = [guider.model_patcher, *guider.model_patcher.get_additional_models_with_key(MOTION)]
         offloaded = any(each.model.model_lowvram for each in models)
+        if offloaded and (how.compiled or how.channels_last or how.cuda_graphs):
+            logger.info("The MODEL does not fit into the GPU's memory whole: only its text keys are kept, if at all.")
         unet = guider.model_patcher.model.diffusion_model
         with ExitStack() as stack:
-            if offloaded and (how.channels_last or how.compiled or how.cuda_graphs):
-                logger.info("Text keys aside, nothing is accelerated: the MODEL does not fit into the GPU's memory whole.")
             if how.channels_last and not offloaded:
                 stack.enter_context(channels_last(unet))
-            if how.compiled is not None and _may_compile(guider, offloaded):
+            # Each block of blended regions has hooks of its own.
+            if how.compiled is not None and not offloaded and not _has(guider, REGION_SHARES):
                 blocks = [block for each in models for block in _blocks(each.model)]
                 stack.enter_context(compiled_blocks(blocks, how.compiled))
             calls = None
-            if how.cuda_graphs and _may_record(guider, options, offloaded):
+            if how.cuda_graphs and not offloaded and _may_record(guider, options):
                 calls = RecordedCalls(record_cuda_graph)
                 stack.callback(calls.clear)
                 add_unet_wrapper(options, GRAPHS, _recorded(calls))
@@ -143,18 +143,10 @@ def _has(guider: CFGGuider, name: str) -> bool:
     return any(entry.get(name) is not None or name in entry.get("model_conds", {}) for entry in entries)
 
 
-def _may_compile(guider: CFGGuider, offloaded: bool) -> bool:
-    if offloaded:
-        logger.info("Sampling runs uncompiled: the model does not fit into the GPU's memory whole.")
-        return False
-    return not _has(guider, REGION_SHARES)  # every block has hooks of its own then
-
-
-def _may_record(guider: CFGGuider, options: dict, offloaded: bool) -> bool:
+def _may_record(guider: CFGGuider, options: dict) -> bool:
     wrappers = options["transformer_options"].get("wrappers", {})
     reasons = {
         "there is no CUDA device": guider.model_patcher.load_device.type != "cuda",
-        "the model does not fit into the GPU's memory whole": offloaded,
         "several regions are blended": _has(guider, REGION_SHARES),
         "LoRA hooks change weights while it runs": _has(guider, "hooks"),
         "features are reused": REUSE in wrappers.get(WrappersMP.SAMPLER_SAMPLE, {}),
@@ -171,9 +163,8 @@ def _recorded(calls: RecordedCalls) -> Callable:
     """A DIFFUSION_MODEL wrapper that records calls of tensors alone."""
 
     def diffusion_model(
-        executor: Callable, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None, control: Any, options: dict,
-        **more: Any,
-    ) -> Tensor:  # fmt: skip
+        executor: Callable, x: Tensor, timesteps: Tensor, context: Any, y: Any, control: Any, options: dict, **more: Any
+    ) -> Tensor:
         patched = control is not None or options.get("patches") or options.get("patches_replace")
         if patched or not all(each is None or isinstance(each, Tensor) for each in more.values()):
             return executor(x, timesteps, context, y, control, options, **more)
@@ -192,9 +183,8 @@ def _with_text_keys(keys: TextKeys, calls: RecordedCalls | None) -> Callable:
     """A DIFFUSION_MODEL wrapper that has the text projected once."""
 
     def diffusion_model(
-        executor: Callable, x: Tensor, timesteps: Tensor, context: Tensor, y: Any, control: Any, options: dict,
-        **more: Any,
-    ) -> Tensor:  # fmt: skip
+        executor: Callable, x: Tensor, timesteps: Tensor, context: Any, y: Any, control: Any, options: dict, **more: Any
+    ) -> Tensor:
         # Patches before an attention may give it another text.
         if "attn2_patch" in options.get("patches", {}) or not isinstance(context, Tensor):
             return executor(x, timesteps, context, y, control, options, **more)

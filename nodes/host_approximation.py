@@ -1,4 +1,4 @@
-"""Approximate accelerations inside the host's sampling: deep features reused between steps, and a part sampled alone."""
+"""Approximate accelerations inside the host's sampling: features reused between steps, and a part sampled alone."""
 
 import copy
 from collections.abc import Callable
@@ -140,7 +140,7 @@ def _sampling_part(context: float) -> Callable:
     """An OUTER_SAMPLE wrapper: the conditionings get an area, and what lies outside it is held as it is."""
 
     def outer_sample(
-        executor: Callable, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, denoise_mask=None, *args, **more
+        executor: Callable, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, denoise_mask=None, *args, **kw
     ) -> Tensor:
         guider = executor.class_obj
         photos = [cond["model_conds"][FIRST_FRAME].cond for cond in _entries(guider) if _has_photo(cond)]
@@ -156,7 +156,7 @@ def _sampling_part(context: float) -> Callable:
         multiple = 2 ** (len(guider.model_patcher.model.diffusion_model.channel_mult) - 1)
         box = latent_box(torch.cat([each.cpu() for each in moving]), context, multiple)
         if box is None:
-            return executor(noise, latent, sampler, sigmas, denoise_mask, *args, **more)
+            return executor(noise, latent, sampler, sigmas, denoise_mask, *args, **kw)
         share = box_share(box, (noise.shape[-2], noise.shape[-1])).to(noise)
         if photos and not torch.count_nonzero(latent):
             # Only outside: within, a latent would be mixed into the noise that the clip starts from.
@@ -164,7 +164,7 @@ def _sampling_part(context: float) -> Callable:
             latent = torch.where(share < 1, photo, 0.0).expand_as(latent).contiguous()
         mask = share.expand_as(noise) if mask is None else mask * share
         _cut(_entries(guider), box, (noise.shape[-2], noise.shape[-1]))
-        return executor(noise, latent, sampler, sigmas, mask, *args, **more)
+        return executor(noise, latent, sampler, sigmas, mask, *args, **kw)
 
     return outer_sample
 

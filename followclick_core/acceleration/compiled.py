@@ -72,7 +72,7 @@ def compiled_blocks(blocks: Iterable[tuple[nn.Module, BlockKind]], params: Compi
 
 @contextmanager
 def _equally_trainable(blocks: list[nn.Module]) -> Iterator[None]:
-    """No weight asks for gradients: what is compiled for those that do would not serve those that a LoRA has changed."""
+    """No weight asks for gradients: code compiled for those that do would not serve those that a LoRA has changed."""
     weights = [weight for block in blocks for weight in block.parameters() if weight.requires_grad]
     for weight in weights:
         weight.requires_grad = False

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..shapes import MasksOfOtherSize
 
+MAX_CONTEXT = 16.0
 # Cells over which the sampled part fades into the photo, inwards from its sides.
 FEATHER = 2
 # A part of more than this share of the picture is not worth its seam.
@@ -45,8 +46,7 @@ def latent_box(masks: MasksOfOtherSize, context: float, multiple: int, least: in
     Raises:
         ValueError: `context` is below 1 or no number.
     """
-    if not 1 <= context <= 16:
-        raise ValueError(f"The crop's context is {context:g}; give from 1, the region alone, to 16 times its side.")
+    check_context(context)
     moving = (masks.flatten(0, -3) > 0).any(0)
     if not moving.any():
         return None
@@ -54,6 +54,14 @@ def latent_box(masks: MasksOfOtherSize, context: float, multiple: int, least: in
     top, tall = _interval(moving.any(1), context, multiple, least)
     left, wide = _interval(moving.any(0), context, multiple, least)
     return None if tall * wide > LARGEST_SHARE * height * width else LatentBox(top, left, tall, wide)
+
+
+def check_context(context: float) -> None:
+    """ValueError for a part smaller than the region, or no number."""
+    if not 1 <= context <= MAX_CONTEXT:
+        raise ValueError(
+            f"The part to sample is {context:g} times the region; give from 1, the region alone, to {MAX_CONTEXT:g}."
+        )
 
 
 def _interval(moving: Tensor, context: float, multiple: int, least: int) -> tuple[int, int]:

@@ -15,11 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..models.embeddings import sinusoidal_embedding
 from ..models.unet import UNet
 from ..shapes import Frames, FramesOfOtherWidth, Tokens
+
+DeepFeature = Float[Tensor, "bf c_deep h_deep w_deep"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def reusing_call(
 
 
 def shallow_call(
-    unet: UNet, x: Frames, timesteps: Tensor, context: Tokens, feature: FramesOfOtherWidth, depth: int
+    unet: UNet, x: Frames, timesteps: Tensor, context: Tokens, feature: DeepFeature, depth: int
 ) -> FramesOfOtherWidth:
     """The outermost blocks of a UNet, with `feature` for what lies between them."""
     emb = unet.time_embed(sinusoidal_embedding(timesteps, unet.params.model_channels).to(x.dtype))

@@ -56,9 +56,7 @@ class TextKeys:
                 setattr(layer, _KEPT, None)
                 stack.callback(delattr, layer, _KEPT)
             # One function for all layers, which compiled code shares; a closure of each would be compiled for each.
-            stack.enter_context(
-                exchanged_forwards((layer, _kept_or_projected.__get__(layer)) for layer in self.layers)
-            )
+            stack.enter_context(exchanged_forwards((layer, _kept_or_projected.__get__(layer)) for layer in self.layers))
             stack.callback(self.kept.clear)
             yield
 

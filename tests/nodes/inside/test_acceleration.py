@@ -4,6 +4,7 @@ import comfy.ldm.modules.attention as host_attention
 import comfy.samplers
 import pytest
 import torch
+from comfy.patcher_extension import CallbacksMP
 from comfy.weight_adapter import LoRAAdapter
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
@@ -357,6 +358,18 @@ def test_without_cuda_nothing_is_recorded(pack, graph, accelerated, clip, monkey
     monkeypatch.setattr(host.logger, "info", lambda text, *values: said.append(text % values))
     found = pack.sample_graph(graph, model=accelerated(graph.model, cuda_graphs=True), steps=3)
     assert torch.equal(found, clip) and said == ["Sampling runs without CUDA graphs: there is no CUDA device."]
+
+
+def test_a_model_that_the_host_streams_is_neither_compiled_nor_laid_out_anew(pack, graph, compiled, clip, monkeypatch):
+    backend, offered = CountingBackend(), []
+    host = pack.module("nodes.host_acceleration")
+    monkeypatch.setattr(host, "channels_last", lambda unet: offered.append(unet))
+    model = compiled(graph.model, backend, channels_last=True, cuda_graphs=True, text_keys=True)
+    # What the host notes when not all weights fit; it is noted after they are loaded.
+    model.add_callback(CallbacksMP.ON_PRE_RUN, lambda patcher: setattr(patcher.model, "model_lowvram", True))
+    model.add_callback(CallbacksMP.ON_CLEANUP, lambda patcher: setattr(patcher.model, "model_lowvram", False))
+    assert torch.equal(pack.sample_graph(graph, model=model, steps=3), clip)
+    assert not backend.graphs and not offered
 
 
 def test_nothing_stays_after_a_failure(pack, graph, accelerated, clip):

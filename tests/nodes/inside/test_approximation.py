@@ -82,9 +82,7 @@ def test_calls_that_the_host_splits_keep_features_of_their_own(pack, graph, monk
     free = lambda device=None, torch_free_too=False: (0, 0) if torch_free_too else 0  # noqa: E731
     monkeypatch.setattr("comfy.model_management.get_free_memory", free)
     with counted(model) as calls:
-        torch.testing.assert_close(
-            pack.sample_graph(graph, model=model, steps=4), together, rtol=1e-3, atol=1e-3
-        )
+        torch.testing.assert_close(pack.sample_graph(graph, model=model, steps=4), together, rtol=1e-3, atol=1e-3)
     assert calls["input", 0] == 8 and calls["input", 1] == 4
 
 
