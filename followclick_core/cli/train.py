@@ -23,9 +23,10 @@ interrupted one stopped.
   {PROGRAM} train --preset sd15 --base v1-5-pruned.safetensors --motion mm_sd_v15_v2.ckpt --data shards/ --run runs/sd15
   {PROGRAM} train --preset sd15 --dry-run
 
-On scenes the stages are autoencoder, segmenter, spatial and motion; on shards captions, then motion-captions, as in the
-paper. What shards train with needs the packages of the extra `train`; `accelerate launch -m followclick_core train …`
-runs it on several GPUs or machines. RUN/weights then holds a whole model for `animate --model`; its motion.safetensors
+On scenes the stages are autoencoder, segmenter, spatial, motion and decoder; on shards captions, then motion-captions,
+as in the paper. Several GPUs train together by `torchrun --nproc-per-node N -m followclick_core train …`, on shards
+several machines too, by `accelerate launch -m followclick_core train …`; what shards train with needs the packages of
+the extra `train`. RUN/weights then holds a whole model for `animate --model`; its motion.safetensors
 is what the node Load Motion Model takes. docs/TRAINING.md says more.
 """
 

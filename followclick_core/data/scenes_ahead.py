@@ -24,9 +24,12 @@ class ScenesAhead:
 
     It answers `sample` and `sample_stills` as the generator itself does, on `device`; whoever asks for seed n is taken
     to want n + 1 next. Any other seed starts the processes anew, so order costs time but never changes a result.
+
+    Args:
+        rank, ranks: Of `ranks` programs that share all seeds this is number `rank`: its seed n is n x ranks + rank.
     """
 
-    def __init__(self, scenes: SceneGenerator, device: torch.device, workers: int):
+    def __init__(self, scenes: SceneGenerator, device: torch.device, workers: int, rank: int = 0, ranks: int = 1):
         if scenes.device.type != "cpu":
             raise ValueError(
                 f"Scenes are made ahead on the CPU, but the generator is on {scenes.device}; make it there."
@@ -36,7 +39,7 @@ class ScenesAhead:
         self.device = device
         self.params = scenes.params
         self._scenes = scenes
-        self._workers = workers
+        self._workers, self._rank, self._ranks = workers, rank, ranks
         self._asked: tuple[str, int] | None = None
         self._next_seed = 0
         self._batches: Iterator[dict[str, Any]] = iter(())
@@ -53,7 +56,7 @@ class ScenesAhead:
             loader = DataLoader(
                 _PackedScenes(self._scenes, method, batch_size),
                 batch_size=None,
-                sampler=_SeedsFrom(seed),
+                sampler=_SeedsFrom(seed * self._ranks + self._rank, self._ranks),
                 num_workers=self._workers,
                 prefetch_factor=4,
                 pin_memory=self.device.type == "cuda",
@@ -74,11 +77,11 @@ class _PackedScenes(Dataset):
 
 
 class _SeedsFrom(Sampler):
-    def __init__(self, first: int):
-        self._first = first
+    def __init__(self, first: int, stride: int):
+        self._first, self._stride = first, stride
 
     def __iter__(self) -> Iterator[int]:
-        return count(self._first)
+        return count(self._first, self._stride)
 
 
 def packed(batch: SceneBatch) -> dict[str, Any]:

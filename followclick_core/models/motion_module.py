@@ -14,11 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..shapes import Frames, Tokens
+from . import motion_ops
 from .blocks import FeedForward, zero_
 from .region_hooks import blended_attention
 from .temporal_attention import attend_over_time
 
 FrameTokens = Float[Tensor, "bhw f c"]  # one row per pixel, a token per frame
+Rows = Float[Tensor, "rows c"]  # the same with pixels and frames in one
 KeyValue = tuple[Tensor, Tensor]
 
 
@@ -53,26 +55,34 @@ class TemporalAttention(nn.Module):
 
     def attend_frames(self, x: FrameTokens) -> FrameTokens:
         """Self-attention: each pixel looks along time."""
-        # One product instead of three reads the activations once.
-        qkv = F.linear(x, torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight]))
-        return self.to_out(attend_over_time(qkv, self.num_heads))
+        return self.to_out(self.mix_frames(x))
 
     def attend_text(self, x: FrameTokens, text: MotionText) -> FrameTokens:
         """Cross-attention of all frames and pixels of a clip to that clip's motion text, or to its regions' texts."""
+        return self.to_out(self.read_text(x, text))
+
+    def mix_frames(self, x: FrameTokens) -> FrameTokens:
+        """`attend_frames` before the last linear layer."""
+        # One product instead of three reads the activations once.
+        qkv = F.linear(x, torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight]))
+        return attend_over_time(qkv, self.num_heads)
+
+    def read_text(self, x: FrameTokens, text: MotionText) -> FrameTokens:
+        """`attend_text` before the last linear layer."""
         if isinstance(text, RegionKeyValue):
-            return self._attend_region_texts(x, text)
+            return self._read_region_texts(x, text)
         k, v = text
         clips, frames = k.shape[0], x.shape[1]
         q = rearrange(self.to_q(x), "(b hw) f (heads d) -> b heads (hw f) d", b=clips, heads=self.num_heads)
         h = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(rearrange(h, "b heads (hw f) d -> (b hw) f (heads d)", f=frames))
+        return rearrange(h, "b heads (hw f) d -> (b hw) f (heads d)", f=frames)
 
-    def _attend_region_texts(self, x: FrameTokens, text: RegionKeyValue) -> FrameTokens:
+    def _read_region_texts(self, x: FrameTokens, text: RegionKeyValue) -> FrameTokens:
         (clips, regions), frames = text.shares.shape[:2], x.shape[1]
         q = rearrange(self.to_q(x), "(b hw) f (heads d) -> b heads (hw f) d", b=clips, heads=self.num_heads)
         k, v = (rearrange(t, "(b r) heads n d -> b r heads n d", r=regions) for t in (text.key, text.value))
         h = blended_attention(q, k, v, text.shares.repeat_interleave(frames, dim=2))
-        return self.to_out(rearrange(h, "b heads (hw f) d -> (b hw) f (heads d)", f=frames))
+        return rearrange(h, "b heads (hw f) d -> (b hw) f (heads d)", f=frames)
 
     def project_text(self, context: Tokens) -> KeyValue:
         """Keys and values of the motion text; all pixels, frames and steps share them."""
@@ -108,11 +118,50 @@ class TemporalTransformerBlock(nn.Module):
             x = x + self.motion_attention.attend_text(self.norms[2](x) + positions, text)
         return x + self._feed_forward(self.ff_norm(x))
 
+    def branches(self, text: MotionText | None) -> list[TemporalAttention]:
+        """The attentions that run: the motion-augmented one only with a text."""
+        return list(self.attention_blocks[: 2 if text is None else 3])  # type: ignore[arg-type]
+
+    def add_in_place(
+        self, stream: Rows, ahead: Float[Tensor, "branches c"], positions: Tensor, text: MotionText | None
+    ) -> None:
+        """What `forward` adds, on top of `stream` where it lies, without gradients.
+
+        cuBLAS adds a product to what is there for nothing, but not a bias besides: so the biases are in the stream from
+        the beginning, and each norm takes off those that do not belong to its input yet.
+
+        Args:
+            ahead: For each attention and for the feed-forward the sum of the biases from its own on.
+        """
+        frames = len(positions)
+        for attention, norm, early in zip(self.branches(text), self.norms, ahead, strict=False):
+            normed = motion_ops.norm_rows(stream, norm.weight, norm.bias, norm.eps, early, positions)
+            normed = normed.view(-1, frames, stream.shape[1])
+            if text is not None and attention is self.motion_attention:
+                h = attention.read_text(normed, text)
+            else:
+                h = attention.mix_frames(normed)
+            last: nn.Linear = attention.to_out[0]  # type: ignore[assignment]
+            stream.addmm_(h.reshape(stream.shape), last.weight.t())
+        self._add_feed_forward(stream, ahead[-1])
+
+    def _add_feed_forward(self, stream: Rows, early: Float[Tensor, "c"]) -> None:
+        wide: nn.Linear = self.ff.net[0].proj  # type: ignore[assignment]
+        last: nn.Linear = self.ff.net[2]  # type: ignore[assignment]
+        normed = motion_ops.norm_rows(stream, self.ff_norm.weight, self.ff_norm.bias, self.ff_norm.eps, early, None)
+        pieces = _feed_forward_pieces(stream)
+        for rows, part in zip(normed.chunk(pieces), stream.chunk(pieces), strict=True):
+            part.addmm_(motion_ops.gated(rows, wide.weight, wide.bias), last.weight.t())
+
     def _feed_forward(self, x: FrameTokens) -> FrameTokens:
-        pieces = math.ceil(8 * x.numel() * x.element_size() / MAX_FEED_FORWARD_BYTES)
+        pieces = _feed_forward_pieces(x)
         if pieces <= 1 or torch.is_grad_enabled():
             return self.ff(x)
         return torch.cat([self.ff(part) for part in x.chunk(pieces)])
+
+
+def _feed_forward_pieces(x: Tensor) -> int:
+    return max(1, math.ceil(8 * x.numel() * x.element_size() / MAX_FEED_FORWARD_BYTES))
 
 
 class TemporalTransformer(nn.Module):
@@ -121,12 +170,15 @@ class TemporalTransformer(nn.Module):
     def __init__(self, channels: int, num_heads: int, context_dim: int | None):
         super().__init__()
         self.channels = channels
+        self.num_heads = num_heads
         self.norm = nn.GroupNorm(32, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList([TemporalTransformerBlock(channels, num_heads, context_dim)])
         self.proj_out = zero_(nn.Linear(channels, channels))
 
     def forward(self, x: Frames, num_frames: int, text: MotionText | None = None) -> Frames:
+        if motion_ops.run_fused(x, self.proj_in.weight, self.num_heads):
+            return self.forward_fused(x, num_frames, text)
         height, width = x.shape[-2:]
         h = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=num_frames)
         h = self.proj_in(h)
@@ -135,6 +187,17 @@ class TemporalTransformer(nn.Module):
             h = block(h, positions, text)
         h = rearrange(self.proj_out(h), "(b h w) f c -> (b f) c h w", h=height, w=width)
         return x + h
+
+    def forward_fused(self, x: Frames, num_frames: int, text: MotionText | None = None) -> Frames:
+        """`forward` by the operators of `motion_ops`: large matrix products, few passes over memory between."""
+        norm, (block,) = self.norm, self.transformer_blocks
+        biases = [attention.to_out[0].bias for attention in block.branches(text)]  # type: ignore[union-attr,operator]
+        first, ahead = motion_ops.sum_biases([self.proj_in.bias, *biases, block.ff.net[2].bias])  # type: ignore[union-attr]
+        h = motion_ops.normed_pixels(x, norm.weight, norm.bias, num_frames, norm.num_groups, norm.eps)
+        stream = F.linear(h.flatten(0, 1), self.proj_in.weight, first)
+        positions = frame_positions(num_frames, self.channels, x.device, x.dtype)
+        block.add_in_place(stream, ahead, positions, text)  # type: ignore[operator]
+        return motion_ops.add_to_frames(self.proj_out(stream).view(h.shape), x)
 
 
 class MotionModule(nn.Module):

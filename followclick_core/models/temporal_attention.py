@@ -31,6 +31,10 @@ LEAST_CAPABILITY = (8, 0)
 def attend_over_time(qkv: Packed, num_heads: int) -> Attended:
     """Softmax attention of each pixel's frames to each other, per head; scaled by 1 / sqrt(head width)."""
     if runs_as_kernel(qkv, num_heads):
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            from .temporal_kernel import attend  # an operator's call costs more time than a small kernel runs
+
+            return attend(qkv, num_heads)
         return torch.ops.followclick.temporal_attention(qkv, num_heads)
     return attend_with_sdpa(qkv, num_heads)
 

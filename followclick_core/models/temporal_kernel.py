@@ -1,7 +1,7 @@
 """The Triton kernel of temporal attention and its gradient, registered with PyTorch as operators.
 
-One program, of one warp where that suffices, attends for one pixel and one head. It reads queries, keys and values out
-of the packed product and keeps the whole table of weights in registers; the gradient computes that table again.
+One program, of one warp where that suffices, attends for one pixel and some of its heads. It reads queries, keys and
+values out of the packed product and keeps the whole table of weights in registers; the gradient computes it again.
 """
 
 # Triton's functions are compiled from their text; their types are not Python's.
@@ -15,51 +15,74 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .row_kernels import pieces
+
+# Heads that one program attends for, one after the other.
+HEADS_TOGETHER = 2
+
 
 @triton.jit
-def _tile(pointer, row_stride, frames, head_dim, F: tl.constexpr, D: tl.constexpr):
-    """Addresses and mask of one pixel's [frames, head_dim] in one head, padded to [F, D]."""
-    f, d = tl.arange(0, F)[:, None], tl.arange(0, D)[None, :]
+def _piece(pointer, row_stride, frames, first, head_dim, F: tl.constexpr, D: tl.constexpr):
+    """Addresses and mask of D columns of a head from the first on."""
+    f, d = tl.arange(0, F)[:, None], first + tl.arange(0, D)[None, :]
     return pointer + f * row_stride + d, (f < frames) & (d < head_dim)
 
 
 @triton.jit
-def _weights(q, k, scale, frames, F: tl.constexpr):
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+def _softmax(scores, frames, F: tl.constexpr):
     scores = tl.where(tl.arange(0, F)[None, :] < frames, scores, -float("inf"))
     weights = tl.exp(scores - tl.max(scores, 1)[:, None])
     return weights / tl.sum(weights, 1)[:, None]
 
 
 @triton.jit
-def _forward(qkv, out, scale, frames, heads, head_dim, F: tl.constexpr, D: tl.constexpr):
-    pixel, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
-    width = heads * head_dim
-    start = qkv + pixel * frames * 3 * width + head * head_dim
-    at, mask = _tile(start, 3 * width, frames, head_dim, F, D)
-    q, k, v = (
-        tl.load(at, mask, 0.0),
-        tl.load(at + width, mask, 0.0),
-        tl.load(at + 2 * width, mask, 0.0),
-    )
-    weights = _weights(q, k, scale, frames, F)
-    h = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-    at, mask = _tile(out + pixel * frames * width + head * head_dim, width, frames, head_dim, F, D)
-    tl.store(at, h.to(out.dtype.element_ty), mask)
+def _weights(q, k, scale, frames, F: tl.constexpr):
+    return _softmax(tl.dot(q, tl.trans(k), input_precision="ieee") * scale, frames, F)
 
 
 @triton.jit
-def _backward(qkv, grad, grad_qkv, scale, frames, heads, head_dim, F: tl.constexpr, D: tl.constexpr):
+def _forward(
+    qkv, out, scale, frames, heads: tl.constexpr, head_dim: tl.constexpr,
+    F: tl.constexpr, D: tl.constexpr, REST: tl.constexpr, TOGETHER: tl.constexpr,
+):  # fmt: skip
+    """A head's columns are read as two powers of two, D and REST: SD1.5's 40, 80 and 160 are 5/4 of one."""
+    groups = heads // TOGETHER
+    pixel, group = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
+    width = heads * head_dim
+    for member in range(TOGETHER):
+        head = group * TOGETHER + member
+        start = qkv + pixel * frames * 3 * width + head * head_dim
+        at, mask = _piece(start, 3 * width, frames, 0, head_dim, F, D)
+        q, k, v = tl.load(at, mask, 0.0), tl.load(at + width, mask, 0.0), tl.load(at + 2 * width, mask, 0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if REST > 0:
+            at, rest_mask = _piece(start, 3 * width, frames, D, head_dim, F, REST)
+            q, k = tl.load(at, rest_mask, 0.0), tl.load(at + width, rest_mask, 0.0)
+            rest_v = tl.load(at + 2 * width, rest_mask, 0.0)
+            scores = tl.dot(q, tl.trans(k), scores, input_precision="ieee")
+        weights = _softmax(scores * scale, frames, F).to(v.dtype)
+        start = out + pixel * frames * width + head * head_dim
+        at, mask = _piece(start, width, frames, 0, head_dim, F, D)
+        tl.store(at, tl.dot(weights, v, input_precision="ieee").to(out.dtype.element_ty), mask)
+        if REST > 0:
+            at, rest_mask = _piece(start, width, frames, D, head_dim, F, REST)
+            tl.store(at, tl.dot(weights, rest_v, input_precision="ieee").to(out.dtype.element_ty), rest_mask)
+
+
+@triton.jit
+def _backward(
+    qkv, grad, grad_qkv, scale, frames, heads: tl.constexpr, head_dim: tl.constexpr, F: tl.constexpr, D: tl.constexpr
+):
     pixel, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     width = heads * head_dim
     offset = pixel * frames * 3 * width + head * head_dim
-    at, mask = _tile(qkv + offset, 3 * width, frames, head_dim, F, D)
+    at, mask = _piece(qkv + offset, 3 * width, frames, 0, head_dim, F, D)
     q, k, v = (
         tl.load(at, mask, 0.0),
         tl.load(at + width, mask, 0.0),
         tl.load(at + 2 * width, mask, 0.0),
     )
-    at, mask = _tile(grad + pixel * frames * width + head * head_dim, width, frames, head_dim, F, D)
+    at, mask = _piece(grad + pixel * frames * width + head * head_dim, width, frames, 0, head_dim, F, D)
     g = tl.load(at, mask, 0.0)
     weights = _weights(q, k, scale, frames, F)
     grad_v = tl.dot(tl.trans(weights.to(g.dtype)), g, input_precision="ieee")
@@ -68,38 +91,49 @@ def _backward(qkv, grad, grad_qkv, scale, frames, heads, head_dim, F: tl.constex
     grad_scores = grad_scores.to(q.dtype)
     grad_q = tl.dot(grad_scores, k, input_precision="ieee")
     grad_k = tl.dot(tl.trans(grad_scores), q, input_precision="ieee")
-    at, mask = _tile(grad_qkv + offset, 3 * width, frames, head_dim, F, D)
+    at, mask = _piece(grad_qkv + offset, 3 * width, frames, 0, head_dim, F, D)
     kind = grad_qkv.dtype.element_ty
     tl.store(at, grad_q.to(kind), mask)
     tl.store(at + width, grad_k.to(kind), mask)
     tl.store(at + 2 * width, grad_v.to(kind), mask)
 
 
-def _launch(kernel, tensors: tuple[Tensor, ...], num_heads: int) -> None:
+def _launch(kernel, tensors: tuple[Tensor, ...], num_heads: int, **sizes: int) -> None:
     pixels, frames, packed = tensors[0].shape
     head_dim = packed // (3 * num_heads)
-    sizes = {"F": max(16, triton.next_power_of_2(frames)), "D": max(16, triton.next_power_of_2(head_dim))}
-    warps = 1 if sizes["F"] * sizes["D"] <= 1024 else 4
+    programs = pixels * num_heads // sizes.get("TOGETHER", 1)
     with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device, wherever the tensors are
-        kernel[(pixels * num_heads,)](
-            *tensors, 1 / math.sqrt(head_dim), frames, num_heads, head_dim, **sizes, num_warps=warps
-        )
+        kernel[(programs,)](*tensors, 1 / math.sqrt(head_dim), frames, num_heads, head_dim, **sizes)
+
+
+def attend(qkv: Tensor, num_heads: int, together: int = HEADS_TOGETHER) -> Tensor:
+    """Attention of n pixels' frames, [n, f, 3 c] -> [n, f, c]; each program does `together` heads, if they divide."""
+    # A compiler that pads its buffers may hand over others than it was shown.
+    qkv = qkv.contiguous()
+    frames, packed = qkv.shape[1:]
+    out = qkv.new_empty(len(qkv), frames, packed // 3)
+    rows = max(16, triton.next_power_of_2(frames))
+    columns, rest = pieces(packed // (3 * num_heads), least=16)
+    together = math.gcd(together, num_heads)
+    # A warp for each 16 rows, the height of a tensor core's tile: so no row of weights is spread over warps.
+    warps = rows // 16
+    _launch(_forward, (qkv, out), num_heads, F=rows, D=columns, REST=rest, TOGETHER=together, num_warps=warps)
+    return out
 
 
 @torch.library.custom_op("followclick::temporal_attention", mutates_args=())
 def _temporal_attention(qkv: Tensor, num_heads: int) -> Tensor:
-    # A compiler that pads its buffers may hand over others than it was shown.
-    qkv = qkv.contiguous()
-    out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
-    _launch(_forward, (qkv, out), num_heads)
-    return out
+    return attend(qkv, num_heads)
 
 
 @torch.library.custom_op("followclick::temporal_attention_backward", mutates_args=())
 def _temporal_attention_backward(qkv: Tensor, grad: Tensor, num_heads: int) -> Tensor:
     qkv, grad = qkv.contiguous(), grad.contiguous()
     grad_qkv = torch.empty_like(qkv)
-    _launch(_backward, (qkv, grad, grad_qkv), num_heads)
+    rows = max(16, triton.next_power_of_2(qkv.shape[1]))
+    columns = max(16, triton.next_power_of_2(qkv.shape[2] // (3 * num_heads)))
+    warps = 1 if rows * columns <= 1024 else 4
+    _launch(_backward, (qkv, grad, grad_qkv), num_heads, F=rows, D=columns, num_warps=warps)
     return grad_qkv
 
 

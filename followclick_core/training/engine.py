@@ -112,11 +112,14 @@ class AccelerateStep:
                     module.reshard()
         return prediction
 
-    def agree(self, decision: bool) -> bool:
+    def agree(self, value: float) -> float:
         if self.accelerator.num_processes == 1:
-            return decision
-        told = torch.tensor(float(decision and self.is_main), device=self.accelerator.device)
-        return bool(cast(Tensor, self.accelerator.reduce(told, "sum")) > 0)
+            return value
+        told = torch.tensor(value if self.is_main else 0.0, device=self.accelerator.device)
+        return float(cast(Tensor, self.accelerator.reduce(told, "sum")))
+
+    def own(self, step: int) -> int:
+        return step  # its batches are dealt out by clip
 
     def state(self, ema: EMA) -> dict[str, Any]:
         parameters = dict(trainable_parameters(self._module))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .ema import EMA
+from .ranks import Ranks
 from .run_dir import RunDir
 from .train_step import TrainStep
 
@@ -92,8 +93,12 @@ class Stepper(Protocol):
         """One optimisation step; figures to log."""
         ...
 
-    def agree(self, decision: bool) -> bool:
-        """The first process's decision, in all of them."""
+    def agree(self, value: float) -> float:
+        """The first process's number, in all of them."""
+        ...
+
+    def own(self, step: int) -> int:
+        """The number by which this process's part of a step's batch is drawn."""
         ...
 
     def state(self, ema: EMA) -> dict[str, Any]:
@@ -128,8 +133,12 @@ def run_stage(
     limits: Limits,
     trainer: Stepper | None = None,
     observe: Observer | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008  # frozen
 ) -> bool:
     """Train a stage to its end or to a limit; then `stage.module` holds the averaged weights.
+
+    Args:
+        trainer: Moves the parameters; without one a TrainStep of `ranks`.
 
     Returns:
         Whether the stage is finished.
@@ -138,11 +147,12 @@ def run_stage(
         FloatingPointError: Loss or gradients are no numbers any more; no such state is saved.
     """
     stage.module.train()
-    trainer = trainer or TrainStep(stage, params.learning_rate, params.weight_decay, params.clip_norm, device)
+    trainer = trainer or TrainStep(stage, params.learning_rate, params.weight_decay, params.clip_norm, device, ranks)
     ema = EMA(stage.module, params.ema_decay)
     step, elapsed_before = _resume(run, stage, trainer, ema)
-    elapsed, started = elapsed_before, time.monotonic()
-    saved = started
+    elapsed, started, saved = elapsed_before, time.monotonic(), 0.0
+    # Processes that went by clocks of their own would have other rates, and soon other weights.
+    by_the_clock = params.checkpoint_every is None or min(limits.max_seconds, limits.time_budget) < math.inf
     figures: dict[str, Tensor] = {}
     if step < params.steps and elapsed < limits.time_budget:
         stage.prepare(step)
@@ -150,7 +160,7 @@ def run_stage(
     with tqdm(total=params.steps, initial=step, desc=stage.name, mininterval=5.0, disable=log is None) as bar:
         while (progress := max(step / params.steps, elapsed / limits.time_budget)) < 1:
             trainer.set_learning_rate(learning_rate(params, step, progress))
-            figures = trainer(stage.batch(step))
+            figures = trainer(stage.batch(trainer.own(step)))
             ema.update(step)
             step += 1
             stage.prefetch(step)
@@ -161,9 +171,10 @@ def run_stage(
                 log.add(step, figures, bar)
             if observe is not None:
                 observe(step, ema)
-            now = time.monotonic()
-            elapsed = elapsed_before + now - started
-            if limits.max_seconds < math.inf and trainer.agree(now - started > limits.max_seconds):
+            now = time.monotonic() - started
+            now = trainer.agree(now) if by_the_clock else now
+            elapsed = elapsed_before + now
+            if now > limits.max_seconds:
                 break
             if _is_due(params, step, now - saved):
                 _check_finite(stage, step, figures)

@@ -25,6 +25,7 @@ from ..models.unet import load_unet, save_unet
 from ..presets import Preset, get_preset
 from .loop import Limits, LoopParams, Stage, run_stage
 from .params import TRAINING, TrainParams
+from .ranks import Ranks, join_ranks
 from .run_dir import RunDir
 from .stages import AutoencoderStage, Generative, MotionStage, SpatialStage
 
@@ -44,6 +45,8 @@ def train(
     start_from: str | Path | None = None,
 ) -> bool:
     """Train a preset's models on generated clips; the same command continues where the last one stopped.
+
+    Started by torchrun, the processes train one model together, each with a preset's batch of its own.
 
     Args:
         art: The art pack that `build-art` made.
@@ -65,12 +68,16 @@ def train(
     if unknown:
         raise ValueError(f"There is no training stage {', '.join(sorted(unknown))}; choose from {', '.join(STAGES)}.")
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
-    trainer = Trainer(preset, TRAINING[preset_name], Path(art), RunDir(run_dir), _device(device), compile_blocks)
+    # Of narrow heads and a thousand pixels its gradient was no numbers on an H100 (PyTorch 2.11, bfloat16).
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    ranks, its_device = join_ranks(_device(device))
+    params = TRAINING[preset_name]
+    trainer = Trainer(preset, params, Path(art), RunDir(run_dir), its_device, compile_blocks, ranks)
     if start_from is not None:
         trainer.begin_with(Path(start_from))
     deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
     for stage in (name for name in STAGES if name in stages):
-        remaining = deadline - time.monotonic()
+        remaining = ranks.agree(deadline - time.monotonic())
         if remaining < 5:
             return False
         limits = Limits(remaining, math.inf if time_budget is None else time_budget)
@@ -83,20 +90,29 @@ class Trainer:
     """One run: its data, its device, and a method per stage."""
 
     def __init__(
-        self, preset: Preset, params: TrainParams, art: Path, run: RunDir, device: torch.device, compile_blocks: bool
+        self,
+        preset: Preset,
+        params: TrainParams,
+        art: Path,
+        run: RunDir,
+        device: torch.device,
+        compile_blocks: bool,
+        ranks: Ranks = Ranks(),  # noqa: B008  # frozen
     ):
         self.preset, self.params, self.run_dir, self.device = preset, params, run, device
-        self.compile_blocks = compile_blocks
+        self.compile_blocks, self.ranks = compile_blocks, ranks
         self.art = ArtPack.load(art)
-        self.scenes = training_scenes(self.art, preset.size, device)
-        run.save_config({"preset": asdict(preset), "training": asdict(params), "torch": torch.__version__})
+        self.scenes = training_scenes(self.art, preset.size, device, ranks)
+        if ranks.is_main:
+            run.save_config({"preset": asdict(preset), "training": asdict(params), "torch": torch.__version__})
 
     def begin_with(self, folder: Path) -> None:
         """Take over another run's weights, where this run has made none of its own yet."""
         for part in FILES:
             own = self.run_dir.weights / f"{part}.safetensors"
-            if not own.is_file():
+            if self.ranks.is_main and not own.is_file():
                 shutil.copyfile(weights_path(part, folder), own)
+        self.ranks.wait()
 
     def run(self, stage: str, steps: int | None, limits: Limits) -> bool:
         """Train one stage and write its weights."""
@@ -107,7 +123,9 @@ class Trainer:
             "motion": self._motion,
             "decoder": self._decoder,
         }
-        return methods[stage](steps, limits)
+        done = methods[stage](steps, limits)
+        self.ranks.wait()  # for the files that the next stage reads
+        return done
 
     def _autoencoder(self, steps: int | None, limits: Limits) -> bool:
         torch.manual_seed(0)
@@ -117,7 +135,7 @@ class Trainer:
         self._compile(model, Block)
         stage = AutoencoderStage(model, self.params.autoencoder, self.scenes)
         done = self._loop(stage, self.params.autoencoder.loop, steps, limits)
-        save_autoencoder(self.run_dir.weights / "autoencoder.safetensors", model, self._notes())
+        self._save_autoencoder(model)
         return done
 
     def _decoder(self, steps: int | None, limits: Limits) -> bool:
@@ -129,7 +147,7 @@ class Trainer:
         self._compile(model, Block)
         stage = AutoencoderStage(model, self.params.decoder, self.scenes, name="decoder")
         done = self._loop(stage, self.params.decoder.loop, steps, limits)
-        save_autoencoder(made, model, self._notes())
+        self._save_autoencoder(model)
         return done
 
     def _segmenter(self, steps: int | None, limits: Limits) -> bool:
@@ -138,7 +156,7 @@ class Trainer:
         params = SEGMENTER_TRAINING[self.preset.name]
         params = replace(params, steps=steps or params.steps)
         out = self.run_dir.weights / "segmenter.safetensors"
-        return train_segmenter(self.scenes, out, params, self.device, self.run_dir, limits)
+        return train_segmenter(self.scenes, out, params, self.device, self.run_dir, limits, self.ranks)
 
     def _spatial(self, steps: int | None, limits: Limits) -> bool:
         model = self._generative()
@@ -155,7 +173,8 @@ class Trainer:
         return done
 
     def _loop(self, stage: Stage, params: LoopParams, steps: int | None, limits: Limits) -> bool:
-        return run_stage(stage, replace(params, steps=steps or params.steps), self.run_dir, self.device, limits)
+        params = replace(params, steps=steps or params.steps)
+        return run_stage(stage, params, self.run_dir, self.device, limits, ranks=self.ranks)
 
     def _generative(self) -> Generative:
         """UNet, motion model and text encoder as the stage before left them, or new ones."""
@@ -185,7 +204,13 @@ class Trainer:
             if isinstance(module, kinds):
                 module.forward = torch.compile(module.forward, dynamic=False)  # type: ignore[method-assign]
 
+    def _save_autoencoder(self, model: Autoencoder) -> None:
+        if self.ranks.is_main:
+            save_autoencoder(self.run_dir.weights / "autoencoder.safetensors", model, self._notes())
+
     def _save_generative(self, model: Generative) -> None:
+        if not self.ranks.is_main:
+            return
         weights, notes = self.run_dir.weights, self._notes()
         save_unet(weights / "unet.safetensors", model.unet, notes)
         save_motion_model(weights / "motion.safetensors", model.motion, notes)
@@ -213,12 +238,18 @@ def grow_into(model: nn.Module, state: dict[str, Tensor]) -> None:
     model.load_state_dict({**own, **state})
 
 
-def training_scenes(art: ArtPack, size: int, device: torch.device) -> SceneGenerator | ScenesAhead:
+def training_scenes(
+    art: ArtPack,
+    size: int,
+    device: torch.device,
+    ranks: Ranks = Ranks(),  # noqa: B008  # frozen
+) -> SceneGenerator | ScenesAhead:
     """Scenes of the training split; with cores to spare beside a GPU, made ahead by processes of their own."""
-    workers = (os.cpu_count() or 1) - 2
-    if device.type == "cpu" or workers < 1:
+    workers = (os.cpu_count() or 1) // ranks.count - 2
+    if ranks.count == 1 and (device.type == "cpu" or workers < 1):
         return SceneGenerator(art, SceneParams(size=size), device, split="train")
-    return ScenesAhead(SceneGenerator(art, SceneParams(size=size), "cpu", split="train"), device, workers)
+    scenes = SceneGenerator(art, SceneParams(size=size), "cpu", split="train")
+    return ScenesAhead(scenes, device, max(1, workers), ranks.rank, ranks.count)
 
 
 def _device(name: str | None) -> torch.device:

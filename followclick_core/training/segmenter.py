@@ -23,6 +23,7 @@ from ..segment.params import SmallSamParams
 from ..shapes import PerSample
 from .loop import Limits, LoopParams, run_stage, step_generator
 from .pool import Chunk, SamplePool
+from .ranks import Ranks
 from .run_dir import RunDir
 from .segmenter_augment import Planes, Stills, augment
 from .segmenter_clicks import (
@@ -107,6 +108,7 @@ def train_segmenter(
     device: torch.device,
     run: RunDir,
     limits: Limits,
+    ranks: Ranks = Ranks(),  # noqa: B008  # frozen
 ) -> bool:
     """Train, or go on training, and write the averaged weights to `out_path`, which load_segmenter reads.
 
@@ -135,9 +137,11 @@ def train_segmenter(
     sam.to(device)
     if device.type == "cuda":
         sam.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    done = run_stage(SegmenterStage(sam, params, scenes, device), params.loop, run, device, limits)
-    notes = {"made_by": "python -m followclick_core train", "training": json.dumps(asdict(params))}
-    save_small_sam(out_path, sam, params.model, notes)
+    stage = SegmenterStage(sam, params, scenes, device)
+    done = run_stage(stage, params.loop, run, device, limits, ranks=ranks)
+    if ranks.is_main:
+        notes = {"made_by": "python -m followclick_core train", "training": json.dumps(asdict(params))}
+        save_small_sam(out_path, sam, params.model, notes)
     return done
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .ema import EMA
+from .ranks import Ranks
 
 if TYPE_CHECKING:
     from .loop import Stage
@@ -22,14 +23,22 @@ class TrainStep:
     """Call it with a batch; it moves the stage's parameters and returns the figures to log."""
 
     def __init__(
-        self, stage: "Stage", learning_rate: float, weight_decay: float, clip_norm: float, device: torch.device
+        self,
+        stage: "Stage",
+        learning_rate: float,
+        weight_decay: float,
+        clip_norm: float,
+        device: torch.device,
+        ranks: Ranks = Ranks(),  # noqa: B008  # frozen
     ):
-        self._stage, self._clip_norm, self._device = stage, clip_norm, device
+        self._stage, self._clip_norm, self._device, self._ranks = stage, clip_norm, device, ranks
         self.state_device = device
+        self.is_main = ranks.is_main
+        self._trained = [p for p in stage.module.parameters() if p.requires_grad]
         self._cuda = device.type == "cuda"
         self._replays = self._cuda and stage.replayable
         self.optimizer = torch.optim.AdamW(
-            [p for p in stage.module.parameters() if p.requires_grad],
+            self._trained,
             # A graph reads the rate from the GPU; a number would be baked into it.
             lr=torch.tensor(learning_rate, device=device) if self._replays else learning_rate,
             betas=(0.9, 0.99),
@@ -50,12 +59,16 @@ class TrainStep:
             else:
                 group["lr"] = rate
 
-    is_main = True
+    def agree(self, value: float) -> float:
+        return self._ranks.agree(value)
 
-    def agree(self, decision: bool) -> bool:
-        return decision
+    def own(self, step: int) -> int:
+        return self._ranks.own(step)
 
     def state(self, ema: EMA) -> dict[str, Any]:
+        for flags in self._stage.module.buffers():
+            if flags.dtype == torch.bool:  # the words that each process has met
+                flags.copy_(self._ranks.union(flags))
         return {
             "module": self._stage.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -84,7 +97,8 @@ class TrainStep:
         loss, figures = self._loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._stage.module.parameters(), self._clip_norm)
+        self._ranks.average([p.grad for p in self._trained if p.grad is not None])
+        norm = nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
         self.optimizer.step()
         return {"loss": loss.detach(), "grad_norm": norm.detach(), **figures}
 

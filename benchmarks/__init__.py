@@ -1,0 +1,1 @@
+"""What is measured by hand; no part of the tests, of the pack or of the installed package."""
