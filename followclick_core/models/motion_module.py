@@ -161,7 +161,11 @@ class TemporalTransformerBlock(nn.Module):
 
 
 def _feed_forward_pieces(x: Tensor) -> int:
-    return max(1, math.ceil(8 * x.numel() * x.element_size() / MAX_FEED_FORWARD_BYTES))
+    # By doubling: what is compiled for one size then serves all that fall into as many pieces.
+    size, pieces = 8 * x.numel() * x.element_size(), 1
+    while pieces * MAX_FEED_FORWARD_BYTES < size:
+        pieces *= 2
+    return pieces
 
 
 class TemporalTransformer(nn.Module):

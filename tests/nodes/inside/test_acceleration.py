@@ -383,3 +383,16 @@ def test_nothing_stays_after_a_failure(pack, graph, accelerated, clip):
         pack.sample_graph(graph, model=model)
     assert_untouched(graph)
     assert torch.equal(pack.sample_graph(graph, steps=3), clip)
+
+
+def test_a_feed_forward_in_pieces_is_compiled_for_a_range_of_sizes(
+    pack, demo, graph, picture, square, compiled, gpu_attention, backend, monkeypatch
+):
+    monkeypatch.setattr(pack.module("followclick_core.models.motion_module"), "MAX_FEED_FORWARD_BYTES", 2**20)
+    model, counts = compiled(graph.model, backend), [backend.graphs]
+    for length in (6, 7):
+        conditioned = pack.first_frame(demo, picture, pack.regions(demo, square), length)
+        found = pack.sample(model, *conditioned, steps=1)
+        torch.testing.assert_close(found, pack.sample(graph.model, *conditioned, steps=1), rtol=1e-3, atol=1e-4)
+        counts.append(backend.graphs)
+    assert counts[0] < counts[1] == counts[2]
