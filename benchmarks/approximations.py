@@ -37,7 +37,7 @@ from followclick_core.generate import SamplingParams, decode_clip, generate_late
 from followclick_core.shapes import Mask
 
 EXACT = "exact"
-REUSE = [(2, 0), (3, 0), (3, 1), (5, 0)]
+REUSE = [(2, 0), (3, 0), (3, 1), (4, 0), (6, 0)]
 CROPS = [2.5, 4.0]
 
 

@@ -123,7 +123,7 @@ def _sample(
             params.guidance_rescale,
             guided=params.guidance_scale != 1,
             autocast=params.autocast,
-            features=None if params.reuse is None else FeatureCache(params.reuse),
+            features=None if params.reuse is None else FeatureCache(params.reuse, params.steps),
         )
         return sample_ddim(denoiser, schedule, x_t, trailing_timesteps(params.steps), callback)
     finally:

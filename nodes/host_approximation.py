@@ -49,7 +49,7 @@ def _reusing(params: ReuseParams) -> Callable:
 
     def sampler_sample(executor: Callable, guider: CFGGuider, sigmas: Tensor, extra_args: dict, *args, **kwargs):
         check_compiled_whole(extra_args["model_options"])
-        cache = FeatureCache(params)
+        cache = FeatureCache(params, len(sigmas) - 1)
 
         def predict_noise(ask: Callable, *inputs: Any, **named: Any) -> Tensor:
             cache.next_evaluation()

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .forwards import exchanged_forwards, has_inner_hooks
+from .forwards import computes_by_its_class, exchanged_forwards, has_inner_hooks
 
 MODES = ("default", "max-autotune-no-cudagraphs")
 
@@ -64,7 +64,7 @@ def compiled_blocks(blocks: Iterable[tuple[nn.Module, BlockKind]], params: Compi
 
     What a block gets is compiled when it is first called.
     """
-    free = [(block, kind) for block, kind in blocks if not has_inner_hooks(block)]
+    free = [(block, kind) for block, kind in blocks if computes_by_its_class(block) and not has_inner_hooks(block)]
     exchanges = [(block, _forward_of(block, kind, params)) for block, kind in free]
     with exchanged_forwards(exchanges), _equally_trainable([block for block, _ in free]), _own_sizes(params):
         yield len(exchanges)

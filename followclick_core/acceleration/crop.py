@@ -34,7 +34,7 @@ class LatentBox:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
-def latent_box(masks: MasksOfOtherSize, context: float, multiple: int, least: int = 16) -> LatentBox | None:
+def latent_box(masks: MasksOfOtherSize, context: float, multiple: int, least: int = 8) -> LatentBox | None:
     """The part of the latents around whatever moves; None where it would be nearly all of them, or nothing moves.
 
     Args:

@@ -1,8 +1,10 @@
 """Deep features of a UNet, reused between neighbouring steps (DeepCache, Ma et al. 2023, arXiv:2312.00858).
 
 What a UNet computes at low resolution changes slowly from step to step. So only every `interval`-th step, a key step,
-runs it whole. The steps between run its outermost blocks alone, and take for all that lies between them the output
-that it had at the last key step:
+runs it whole. The steps between run its outermost blocks alone, and take for all that lies between them what the last
+two key steps had there, continued in a straight line (the first order of TaylorSeer, Liu et al. 2025,
+arXiv:2503.06923): on the demo model that halves the error of taking over the last. The first two evaluations are key
+steps, and so is the last, whose error nothing makes good.
 
     input  0 . 1 .. d | d+1 ...           blocks 0 to `depth` of the input half,
     output ... n-d | n-d+1 .. n           and their counterparts, the last depth + 1 of the output half.
@@ -48,40 +50,50 @@ class ReuseParams:
 
 @dataclass
 class FeatureCache:
-    """The deep features of one sampling, and which evaluation of the model is at hand."""
+    """The deep features of one sampling, and which evaluation of the model is at hand.
+
+    Args:
+        evaluations: How many there will be, by which the last is known; samplers of second order ask more often, and
+            have their key steps at the same distance.
+    """
 
     params: ReuseParams
+    evaluations: int
     _index: int = -1
-    _key_step: int = -1
+    _key_steps: tuple[int, int] = (-1, -1)  # the last but one, and the last
     _ambiguous: bool = False
-    _features: dict[Hashable, tuple[int, Tensor]] = field(default_factory=dict, repr=False)
+    _features: dict[Hashable, list[tuple[int, Tensor]]] = field(default_factory=dict, repr=False)
 
     def next_evaluation(self) -> None:
         """To be called before the model is asked about the latents of another step."""
         self._index += 1
-        if self._index % self.params.interval == 0:
-            self._key_step = self._index
+        if self._index < 2 or (self.evaluations - 1 - self._index) % self.params.interval == 0:
+            self._key_steps = (self._key_steps[1], self._index)
 
     def recall(self, name: Hashable) -> Tensor | None:
-        """What the call of this name computed at the last key step; None: it must be computed whole.
+        """The deep feature of the call of this name, from the last key steps; None: it must be computed whole.
 
         Args:
             name: What tells the calls of one evaluation apart: texts, windows, sizes.
         """
-        if self._ambiguous or self._index == self._key_step or name not in self._features:
+        kept = [] if self._ambiguous else self._features.get(name, [])
+        before, last = self._key_steps
+        if self._index == last or not kept or kept[-1][0] != last:
             return None
-        made_at, feature = self._features[name]
-        return feature if made_at == self._key_step else None
+        if len(kept) == 1 or kept[0][0] != before:
+            return kept[-1][1]
+        return torch.lerp(kept[0][1], kept[1][1], (self._index - before) / (last - before))
 
     def keep(self, name: Hashable, feature: Tensor) -> None:
         """Keep what a whole call computed. Two calls of one name in one evaluation (tiles that somebody else cuts)
         could not be told apart later, so nothing is reused from then on."""
-        if name in self._features and self._features[name][0] == self._index:
+        kept = self._features.get(name, [])
+        if kept and kept[-1][0] == self._index:
             self._ambiguous = True
         if self._ambiguous:
             self._features.clear()
-        elif self._index == self._key_step:
-            self._features[name] = (self._index, feature)
+        elif self._index == self._key_steps[1]:
+            self._features[name] = [*kept[-1:], (self._index, feature)]
 
 
 def check_depth(unet: nn.Module, params: ReuseParams) -> None:
@@ -112,7 +124,7 @@ def watched_feature(unet: nn.Module, depth: int) -> Iterator[Callable[[], Tensor
 def reusing_call(
     cache: FeatureCache, unet: UNet, name: Hashable, x: Frames, timesteps: Tensor, context: Tokens
 ) -> FramesOfOtherWidth:
-    """`unet(x, timesteps, context)`, whole or from the deep feature of the last key step."""
+    """`unet(x, timesteps, context)`, whole or from the deep features of the last key steps."""
     feature = cache.recall(name)
     if feature is not None:
         return shallow_call(unet, x, timesteps, context, feature, cache.params.depth)

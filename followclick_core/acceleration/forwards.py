@@ -26,6 +26,11 @@ def exchanged_forwards(exchanges: Iterable[tuple[nn.Module, Callable]]) -> Itera
                 layer.forward = forward
 
 
+def computes_by_its_class(layer: nn.Module) -> bool:
+    """Whether nobody else has exchanged a layer's forward."""
+    return "forward" not in vars(layer)
+
+
 def has_inner_hooks(layer: nn.Module) -> bool:
     """Whether anything inside a layer is hooked; hooks on the layer itself do not count."""
     kinds = ("_forward_hooks", "_forward_pre_hooks")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .forwards import exchanged_forwards
+from .forwards import computes_by_its_class, exchanged_forwards
 
 _KEPT = "kept_projection"
 
@@ -46,7 +46,8 @@ class TextKeys:
             for layer in unet.modules()
             if type(layer).__name__ == "BasicTransformerBlock" and getattr(layer, "attn2", None) is not None
         ]
-        return cls([attention.get_submodule(name) for attention in attentions for name in ("to_k", "to_v")])
+        layers = [attention.get_submodule(name) for attention in attentions for name in ("to_k", "to_v")]
+        return cls([layer for layer in layers if computes_by_its_class(layer)])
 
     @contextmanager
     def exchanged(self) -> Iterator[None]:

@@ -110,7 +110,7 @@ def test_between_key_steps_only_the_outer_blocks_run(bundle, sample, depth):
     with Calls(bundle.unet) as calls:
         found = sample(reuse=ReuseParams(2, depth))
     outer = {("input", index) for index in range(depth + 1)} | {("output", 3 - index) for index in range(depth + 1)}
-    assert calls.counts == {name: 6 if name in outer else 3 for name in calls.counts}
+    assert calls.counts == {name: 6 if name in outer else 4 for name in calls.counts}
     assert 0 < apart(found, exact) < UNRELATED
     assert torch.equal(sample(reuse=ReuseParams(1)), exact)
     assert torch.equal(sample(), exact)
@@ -120,12 +120,12 @@ def test_windows_and_separate_regions_have_features_of_their_own(bundle, sample)
     windows = {"num_frames": 5, "context_length": 3, "context_overlap": 1}
     with Calls(bundle.unet) as calls:
         found = sample(reuse=ReuseParams(2), **windows)
-    assert calls.counts["input", 0] == 12 and calls.counts["input", 1] == 6
+    assert calls.counts["input", 0] == 12 and calls.counts["input", 1] == 8
     assert 0 < apart(found, sample(**windows)) < UNRELATED
     for mode, per_step in (("separate", 2), ("blended", 1)):
         with Calls(bundle.unet) as calls:
             found = sample(several=True, region_mode=mode, reuse=ReuseParams(2))
-        assert calls.counts["input", 0] == 6 * per_step and calls.counts["input", 1] == 3 * per_step
+        assert calls.counts["input", 0] == 6 * per_step and calls.counts["input", 1] == 4 * per_step
         assert 0 < apart(found, sample(several=True, region_mode=mode)) < UNRELATED
 
 
@@ -150,25 +150,45 @@ def test_what_makes_no_sense_is_refused(sample):
         sample(crop_context=float("nan"))
 
 
-def test_a_feature_serves_only_until_the_next_key_step_and_calls_of_its_name():
-    cache, feature = FeatureCache(ReuseParams(2)), torch.ones(1, 1, 1, 1)
+def constant(value):
+    return torch.full((1, 1, 1, 1), float(value))
+
+
+def test_the_first_two_evaluations_and_the_last_are_whole_and_between_key_steps_features_go_on_in_a_line():
+    cache, whole, guessed = FeatureCache(ReuseParams(4), evaluations=11), [], {}
+    for index in range(11):
+        cache.next_evaluation()
+        feature = cache.recall("a")
+        if feature is None:
+            whole.append(index)
+            cache.keep("a", constant(3 * index + 1))
+        else:
+            guessed[index] = float(feature)
+    assert whole == [0, 1, 2, 6, 10]
+    assert guessed == {index: 3 * index + 1 for index in (3, 4, 5, 7, 8, 9)}
+
+
+def test_what_was_not_asked_at_the_last_key_step_is_computed_whole():
+    cache = FeatureCache(ReuseParams(3), evaluations=10)  # key steps 0, 1, 3, 6, 9
+    for _ in range(3):
+        cache.next_evaluation()
+        cache.keep("a", constant(1))
+    assert float(cache.recall("a")) == 1 and cache.recall("b") is None
+    cache.next_evaluation()
+    cache.keep("b", constant(2))
     cache.next_evaluation()
     assert cache.recall("a") is None
-    cache.keep("a", feature)
-    cache.next_evaluation()
-    assert cache.recall("a") is feature and cache.recall("b") is None
-    cache.next_evaluation()
-    assert cache.recall("a") is None, "a key step"
-    cache.next_evaluation()
-    assert cache.recall("a") is None, "it was not asked at the last key step"
+    assert float(cache.recall("b")) == 2, "of one key step alone it is taken over"
 
 
 def test_calls_that_cannot_be_told_apart_end_the_reuse():
-    cache = FeatureCache(ReuseParams(2))
+    cache = FeatureCache(ReuseParams(4), evaluations=9)
     cache.next_evaluation()
     for _ in range(2):
-        cache.keep("tile", torch.ones(1, 1, 1, 1))
-    cache.next_evaluation()
+        cache.keep("tile", constant(1))
+    for _ in range(2):
+        cache.next_evaluation()
+        cache.keep("tile", constant(1))
     assert cache.recall("tile") is None
 
 
@@ -206,9 +226,9 @@ def test_a_part_is_told_a_magnitude_of_the_whole_clips_pixels(bundle, sample):
     ("cells", "context", "multiple", "box"),
     [
         ((slice(20, 24), slice(20, 24)), 5.0, 4, LatentBox(12, 12, 20, 20)),
-        ((slice(20, 24), slice(20, 24)), 1.0, 4, LatentBox(14, 14, 16, 16)),  # no side below 16
+        ((slice(20, 24), slice(20, 24)), 1.0, 4, LatentBox(18, 18, 8, 8)),  # no side below 8
         ((slice(0, 2), slice(38, 40)), 10.0, 8, LatentBox(0, 16, 24, 24)),  # shifted into the picture
-        ((slice(4, 36), slice(18, 22)), 2.0, 4, LatentBox(0, 12, 40, 16)),  # as high as the picture
+        ((slice(4, 36), slice(18, 22)), 2.0, 4, LatentBox(0, 16, 40, 8)),  # as high as the picture
         ((slice(4, 36), slice(4, 36)), 2.0, 4, None),
         ((slice(0, 0), slice(0, 0)), 2.0, 4, None),
     ],

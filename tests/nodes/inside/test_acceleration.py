@@ -74,7 +74,7 @@ def test_nothing_is_compiled_twice_for_other_prompts_magnitudes_lengths_sizes_an
     def same_clip(model, plain, prompt="run", magnitude=6.0, image=picture, mask=square, length=4, lora=0.0):
         conditioned = pack.first_frame(demo, image, pack.regions(demo, mask, prompt, magnitude), length)
         model, plain = (with_lora(each, lora) if lora else each for each in (model, plain))
-        found, expected = pack.sample(model, *conditioned), pack.sample(plain, *conditioned)
+        found, expected = (pack.sample(each, *conditioned, steps=1) for each in (model, plain))
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
     same_clip(model, plain)
@@ -253,7 +253,7 @@ def test_text_keys_and_compiled_blocks_go_together(
 ):
     model = compiled(graph.model, backend, text_keys=True)
     counts = []
-    for prompt, length in (("run", 4), ("jump", 4), ("run", 6)):
+    for prompt, length in (("run", 4), ("jump", 6)):
         conditioned = pack.first_frame(demo, picture, pack.regions(demo, square, prompt), length)
         expected = pack.sample(graph.model, *conditioned)
         with Projections(graph.model) as counted:
@@ -261,7 +261,7 @@ def test_text_keys_and_compiled_blocks_go_together(
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
         assert len(counted.rows) == len(counted.layers)
         counts.append(backend.graphs)
-    assert counts[0] == counts[1] == counts[2]
+    assert counts[0] == counts[1]
 
 
 def test_guidance_in_an_interval_really_leaves_the_unconditional_pass_out(pack, graph, accelerated, clip):
@@ -370,6 +370,33 @@ def test_a_model_that_the_host_streams_is_neither_compiled_nor_laid_out_anew(pac
     model.add_callback(CallbacksMP.ON_CLEANUP, lambda patcher: setattr(patcher.model, "model_lowvram", False))
     assert torch.equal(pack.sample_graph(graph, model=model, steps=3), clip)
     assert not backend.graphs and not offered
+
+
+def test_pictures_without_a_motion_model_are_accelerated_too(pack, demo, graph, compiled, gpu_attention, backend):
+    text, other = pack.text(demo, "run"), pack.text(demo, "jump")
+    latent = {"samples": torch.zeros(2, 4, 12, 12)}
+    expected = pack.sample(demo.model, text, other, latent)
+    model = compiled(demo.model, backend, text_keys=True)
+    torch.testing.assert_close(pack.sample(model, text, other, latent), expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(pack.sample(demo.model, text, other, latent), expected)
+
+
+def test_layers_that_another_pack_computes_in_its_own_way_are_left_to_it(pack, graph, compiled, gpu_attention, backend):
+    unet = graph.model.model.diffusion_model
+    projection = unet.input_blocks[3][1].transformer_blocks[0].attn2.to_k
+    layers = [(projection, 2.0), (unet.input_blocks[1][0], 1.5)]
+    for layer, factor in layers:
+        own = type(layer).forward.__get__(layer)
+        layer.forward = lambda *inputs, own=own, factor=factor: factor * own(*inputs)
+    try:
+        expected = pack.sample_graph(graph)
+        found = pack.sample_graph(graph, model=compiled(graph.model, backend, text_keys=True))
+        assert all("forward" in vars(layer) for layer, _ in layers)
+    finally:
+        for layer, _ in layers:
+            del layer.forward
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(found, pack.sample_graph(graph), atol=1e-2)
 
 
 def test_nothing_stays_after_a_failure(pack, graph, accelerated, clip):
