@@ -5,7 +5,7 @@ import importlib.metadata
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from . import clip_files
 from .clip import Clip
 from .diffusion.samplers import Callback
 from .flow.magnitude import measure_motion
-from .generate import LATENT_SCALE, SamplingParams, decode_clip, generate_latents
+from .generate import LATENT_SCALE, SamplingParams, decode_clip, fastest_dtype, generate_latents
 from .images import to_rgb_uint8
 from .models.bundle import ModelBundle, load_bundle, weights_path
 from .segment import ImageEmbedding, MaskCandidates, Segmenter, clicks_from_pixels, load_segmenter
@@ -247,6 +247,7 @@ class Animator:
         is measured and the clip's mask are of all objects together.
         """
         params, seconds = params or SamplingParams(), {} if seconds is None else seconds
+        params = replace(params, autocast=params.autocast or fastest_dtype(self.bundle.device))
         image = to_rgb_uint8(image)
         if not objects:
             raise ValueError("Nothing is to move; name at least one object.")

@@ -59,6 +59,12 @@ class SamplingParams:
         check_region_mode(self.region_mode)
 
 
+def fastest_dtype(device: torch.device) -> torch.dtype | None:
+    """For SamplingParams.autocast: bfloat16 on a CPU that multiplies it faster than float32, else None."""
+    features = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else None
+
+
 @torch.inference_mode()
 def generate_latents(
     bundle: ModelBundle,

@@ -52,8 +52,7 @@ PRESETS = {
     for preset in (
         _preset("sd15", 512, UNetParams(), TextEncoderParams()),
         _DEMO,
-        # The demo's architecture at half the side: a quarter of the work per clip, for short GPU runs. The shipped
-        # weights are of this preset; what they reach stands in their model card.
+        # The demo's architecture at half the side: a quarter of the work per clip, for short GPU runs.
         replace(_DEMO, name="small", size=128),
         _preset(
             "nano",
