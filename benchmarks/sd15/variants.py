@@ -2,7 +2,7 @@
 
 An adapter file is a Python file with one function, `variants(host, argument) -> {name: Clip}`: it loads its pack and
 patches `host.plain`. A chain is one of the others with more nodes on its MODEL, such as this pack's accelerations:
-`compiled=followclick|FollowClick_Accelerate(compile=True)|...`.
+`compiled=followclick|FollowClick_AccelerateExactly(compile_blocks='default', text_keys=True)|...`.
 """
 
 import ast
