@@ -18,8 +18,12 @@ PARTS = "steps,profile,sampling"
 
 # Another pack, and this pack's kernels as a GPU has them: launched directly, where no counter of operators sees them.
 ADAPTER = """
+import json
 import sys
+from pathlib import Path
 from types import ModuleType
+import folder_paths
+from safetensors import safe_open
 from torch.utils._python_dispatch import _disable_current_modes
 
 MODELS = "followclick_core.models"
@@ -47,6 +51,9 @@ def variants(host, argument):
     sys.modules[f"{argument}.{MODELS}.temporal_kernel"] = kernel
     ops.run_fused = attention.runs_as_kernel = lambda *_: True
     module.TemporalTransformer.forward_fused = forward_fused
+    with safe_open(folder_paths.get_full_path("animatediff_models", "mm_sd_v15_v2.safetensors"), "pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+    Path(__file__).with_name("shapes.json").write_text(json.dumps(shapes))
     return {"another pack": host.animatediff()}
 """
 
@@ -70,7 +77,8 @@ def results(comfyui, tmp_path_factory):
     assert run.returncode == 0, run.stderr[-5000:]
     assert "none.py is left out" in run.stderr
     assert (folder / "sd15.md").read_text() in run.stdout
-    return json.loads((folder / "sd15.json").read_text())
+    found = json.loads((folder / "sd15.json").read_text())
+    return found | {"file": json.loads((folder / "shapes.json").read_text())}
 
 
 def test_every_variant_takes_its_turns(results):
@@ -85,6 +93,12 @@ def test_the_count_by_hand_is_pytorchs(results, name):
     assert found["unknown"] == []
     # All but the embeddings of time and magnitude, which are made for each clip here and for each frame there.
     assert found["analytic"] == pytest.approx(found["counted"], rel=2e-4)
+
+
+def test_other_packs_are_given_a_file_as_it_was_published(results, checkpoint_files):
+    frames, middle = checkpoint_files.MODULES["animatediff_v2"]
+    published = checkpoint_files.motion_shapes(32, frames, middle)
+    assert {key: tuple(shape) for key, shape in results["file"].items()} == published
 
 
 def test_all_steps_of_a_clip_are_timed_once_warm(results):
@@ -168,6 +182,16 @@ def test_what_no_time_is_left_for_says_so(module):
     )
     assert (timings["late"].error, timings["late"].seconds) == ("no time was left", [])
     assert measure.Budget(60).at_most(0).is_spent() and not measure.Budget(60).at_most(None).is_spent()
+
+
+def test_a_smaller_gpu_is_seen_as_such(module, monkeypatch):
+    gib, shares = 2**30, []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device=None: (70 * gib, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device=None: 3 * gib)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    module("host")._limit_memory(8 * gib)
+    assert shares == [0.1]
+    assert torch.cuda.mem_get_info() == (5 * gib, 8 * gib)
 
 
 @pytest.mark.parametrize(
