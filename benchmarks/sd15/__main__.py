@@ -128,20 +128,14 @@ class _Run:
         self._clips(partial(stages.whole_calls, self._autoencoder()), budget)
 
     def _clips(self, make: Callable[..., dict], budget: Budget) -> None:
-        device, shape = self._host.device, self._shapes[0]
+        given, device, shape = self._given, self._host.device, self._shapes[0]
         # What is built or moved at first is so in a clip of few steps too.
-        warm = calls(make(self._variants, shape, WARM_UP_STEPS), device, 1, budget, warm_up=0)
-        for name, timing in warm.items():
-            if timing.error is not None:
-                self._results["calls"][name] = _values(timing)
-        working = {
-            name: self._variants[name]
-            for name, timing in zip(self._variants, warm.values(), strict=True)
-            if timing.error is None
-        }
-        functions = make(working, shape, self._given.whole_steps)
-        for name, timing in calls(functions, device, self._given.rounds, budget, warm_up=0).items():
-            self._results["calls"][name] = _values(timing)
+        warm = calls(make(self._variants, shape, WARM_UP_STEPS), device, 1, budget, warm_up=0, until=budget)
+        failed = {name: timing for name, timing in warm.items() if timing.error is not None}
+        ready = zip(self._variants.items(), warm, strict=True)
+        functions = make({name: each for (name, each), call in ready if call not in failed}, shape, given.whole_steps)
+        found = calls(functions, device, given.rounds, budget, warm_up=0, until=budget)
+        self._results["calls"] |= {name: _values(timing) for name, timing in (failed | found).items()}
 
     def write(self) -> None:
         if self._given.output:
@@ -157,7 +151,7 @@ class _Run:
         found = _values(timing)
         if variant.kind is not None:
             found["analytic"] = unet_work(variant.kind, shape, self._given.width).total.flops
-        if timing.error is None and variant.name not in _chain_names(self._given.chain):
+        if timing.error is None and self._given.count and variant.name not in _chain_names(self._given.chain):
             with noting_errors(Timing()):  # by its layers it may need more memory than there is
                 counted = count_step(variant, shape, self._host.core)
                 found |= {"counted": counted.flops, "unknown": counted.unknown}
@@ -232,6 +226,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=4, help="of each sampling; the first one is not counted")
     add("--whole-steps", type=int, default=25, help="of a whole clip")
     add("--seconds", type=float, default=1e9, help="after which no further part or round begins")
+    add("--no-count", dest="count", action="store_false", help="leave PyTorch's counter out, and count by hand alone")
     add("--part-seconds", default="", metavar="PART=SECONDS,...", help="the same for single parts")
     add("--memory", choices=MEMORY, default="normal", help="how the host keeps weights, as its options of these names")
     add("--gpu-gib", type=float, help="let only so much of the GPU's memory be there, as on a smaller one")
@@ -239,7 +234,10 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--matrix", type=int, help="side of the matrix product that serves as the ceiling")
     add("--folder", type=Path, help="for motion model files of 2 GB in all, in memory for instance")
     add("--output", type=Path, help="folder for sd15.json and sd15.md")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if given.gpu_gib is not None and given.device != "cuda":
+        parser.error("--gpu-gib limits a GPU's memory; leave it out on a CPU.")
+    return given
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from .variants import Shape, Variant, by_turns
 
 GIB = 2**30
+NO_TIME = "no time was left"
 
 
 class Clock:
@@ -120,7 +121,7 @@ def steps(
     timings = {name: Timing() for name in variants}
     for variant in variants.values():
         if until.is_spent():
-            timings[variant.name].error = "no time was left"
+            timings[variant.name].error = NO_TIME
             continue
         with noting_errors(timings[variant.name]):
             timings[variant.name].peak = _peak(variant, variants, shape, device)
@@ -136,17 +137,26 @@ def steps(
 
 
 def calls(
-    functions: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, budget: Budget, warm_up: int = 1
+    functions: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    budget: Budget,
+    warm_up: int = 1,
+    until: Budget | None = None,
 ) -> dict[str, Timing]:
     """Seconds and peak of memory of each function, in turns, after `warm_up` rounds that are not counted.
 
-    Rounds end early when the budget is spent, but there is one at least.
+    Args:
+        budget: Rounds end early when it is spent, but there is one at least.
+        until: When it is spent, functions that have not run once are left out too.
     """
     timings = {name: Timing() for name in functions}
     for index in range(rounds + warm_up):
         if index > warm_up and budget.is_spent():
             break
         for name, function in functions.items():
+            if until is not None and until.is_spent() and not timings[name].seconds:
+                timings[name].error = timings[name].error or NO_TIME
             if timings[name].error is None:
                 with noting_errors(timings[name]):
                     before = _start_peak(device)

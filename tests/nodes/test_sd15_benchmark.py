@@ -177,10 +177,11 @@ def test_a_call_that_fails_does_not_end_the_others(module):
 def test_what_no_time_is_left_for_says_so(module):
     measure = module("measure")
     variant = SimpleNamespace(name="late")  # which cannot be sampled
-    timings = measure.steps(
-        {"late": variant}, None, torch.device("cpu"), measure.Budget(60), measure.Budget(0), count=2, rounds=1
-    )
+    cpu = torch.device("cpu")
+    timings = measure.steps({"late": variant}, None, cpu, measure.Budget(60), measure.Budget(0), count=2, rounds=1)
     assert (timings["late"].error, timings["late"].seconds) == ("no time was left", [])
+    never = measure.calls({"late": variant}, cpu, 1, measure.Budget(60), until=measure.Budget(0))
+    assert (never["late"].error, never["late"].seconds) == ("no time was left", [])
     assert measure.Budget(60).at_most(0).is_spent() and not measure.Budget(60).at_most(None).is_spent()
 
 
