@@ -66,9 +66,13 @@ def results(comfyui, tmp_path_factory):
     adapter.write_text(ADAPTER)
     given = ("--rounds", "1", "--steps", "3", "--whole-steps", "2", "--parts", PARTS, "--output", str(folder))
     compared = ("--adapter", f"{adapter}={PACK}", "--adapter", str(folder / "none.py"))
-    chain = ("--chain", "windows=followclick|FollowClick_ContextWindows(context_length=2, context_overlap=1)")
+    chains = (
+        *("--chain", "windows=followclick|FollowClick_ContextWindows(context_length=2, context_overlap=1)"),
+        *("--chain", "keys=followclick|FollowClick_AccelerateExactly(text_keys=True)"),
+    )
+    command = comfyui.python, "-m", "benchmarks.sd15", "--comfyui", str(comfyui.folder)
     run = subprocess.run(
-        [comfyui.python, "-m", "benchmarks.sd15", "--comfyui", str(comfyui.folder), *SMALL, *given, *compared, *chain],
+        [*command, *SMALL, *given, *compared, *chains],
         cwd=PACK,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -83,7 +87,7 @@ def results(comfyui, tmp_path_factory):
 
 def test_every_variant_takes_its_turns(results):
     variants = results["cells"][0]["variants"]
-    assert list(variants) == ["plain", "animatediff", "followclick", "diffusers", "another pack", "windows"]
+    assert list(variants) == ["plain", "animatediff", "followclick", "diffusers", "another pack", "windows", "keys"]
     assert all(found["error"] is None and len(found["seconds"]) == 2 for found in variants.values())
 
 
@@ -99,6 +103,12 @@ def test_other_packs_are_given_a_file_as_it_was_published(results, checkpoint_fi
     frames, middle = checkpoint_files.MODULES["animatediff_v2"]
     published = checkpoint_files.motion_shapes(32, frames, middle)
     assert {key: tuple(shape) for key, shape in results["file"].items()} == published
+
+
+def test_only_chains_that_do_all_of_the_work_are_said_to(results):
+    variants = results["cells"][0]["variants"]
+    assert variants["keys"]["analytic"] == variants["followclick"]["analytic"]
+    assert "analytic" not in variants["windows"]
 
 
 def test_all_steps_of_a_clip_are_timed_once_warm(results):
