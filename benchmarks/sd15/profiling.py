@@ -45,7 +45,7 @@ PARTS = (
     ("norms", r"norm|^_(plane_statistics|channel_moments|join_moments)$"),
     (LINEARS, r"linear|addmm|::mm|matmul|einsum|gemm|cutlass|nvjet|xmma"),
     ("activations", r"silu|gelu|sigmoid|geglu|::mul|^_gate$"),
-    ("layout and copies", r"copy|clone|contiguous|reshape|::to|cat|repeat|permute|stack|transpose"),
+    ("layout and copies", r"copy|memcpy|memset|clone|contiguous|reshape|::to|cat|repeat|permute|stack|transpose"),
     ("additions", r"add|^_sum_biases$"),
     ("fused by a compiler", r"^triton_"),
 )
