@@ -167,10 +167,8 @@ class TemporalTransformerBlock(nn.Module):
 
 
 def _pieces(x: Tensor, times: int, limit: int) -> int:
-    """So many that none of them, made `times` as wide, has more than `limit` bytes.
-
-    By doubling: what is compiled for one size then serves all that fall into as many pieces.
-    """
+    """So many that none of them, made `times` as wide, has more than `limit` bytes."""
+    # By doubling: what is compiled for one size then serves all that fall into as many pieces.
     size, pieces = times * x.numel() * x.element_size(), 1
     while pieces * limit < size:
         pieces *= 2
