@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ PACK = Path(__file__).parents[2]
 WIDTH = 320  # channels of SD1.5's first level
 TEXT, TOKENS = 768, 77
 ANIMATEDIFF, FOLLOWCLICK = "mm_sd_v15_v2.safetensors", "followclick_sd15.safetensors"
+MEMORY = ("normal", "lowvram", "novram")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 VAE = {
     "double_z": True,
@@ -75,14 +75,28 @@ class Host:
         folder: For the motion model files, about 2 GB at full width.
         device: "cpu" or "cuda".
         width: Channels of the UNet's first level, a multiple of 32; 320 is SD1.5's.
+        memory: One of MEMORY: how the host keeps weights, as its options of these names have it.
+        gpu_gib: So much of the GPU's memory exists for this process, as on a smaller GPU; None: all of it.
     """
 
-    def __init__(self, comfyui: Path, folder: Path, device: str, dtype: torch.dtype, width: int = WIDTH):
+    def __init__(
+        self,
+        comfyui: Path,
+        folder: Path,
+        device: str,
+        dtype: torch.dtype,
+        width: int = WIDTH,
+        memory: str = "normal",
+        gpu_gib: float | None = None,
+    ):
+        if gpu_gib is not None:
+            _limit_memory(round(gpu_gib * 2**30))
         sys.argv = sys.argv[:1]  # ComfyUI reads it
         sys.path.insert(0, str(comfyui))
         from comfy.cli_args import args
 
         args.cpu = device == "cpu"
+        args.lowvram, args.novram = memory == "lowvram", memory == "novram"
         # Motion models take the type that the host would choose for a UNet: let it choose this one.
         args.fp32_unet, args.fp16_unet, args.bf16_unet = (dtype == each for each in DTYPES.values())
         import folder_paths
@@ -95,10 +109,10 @@ class Host:
         self._nodes, self._folder = nodes, folder
         torch.manual_seed(0)
         folder_paths.add_model_folder_path("animatediff_models", str(folder))
-        self._write_motion_files()
         self._text = torch.randn(1, TOKENS, TEXT)
         self.plain = self._sd15()
         self.load_pack(PACK)
+        self._write_animatediff()
 
     def load_pack(self, folder: Path) -> None:
         """Load a pack as the host does at its start.
@@ -196,30 +210,44 @@ class Host:
         model = config.get_model({}, "", device=self.device)
         _randomise(model)
         offload = comfy.model_management.unet_offload_device()
-        return comfy.model_patcher.ModelPatcher(model.eval(), comfy.model_management.get_torch_device(), offload)
+        model = model.eval().to(offload)  # as the host has it before it first samples
+        return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), offload)
 
-    def _write_motion_files(self) -> None:
-        files = _load(PACK / "tests" / "checkpoint_files.py")
-        frames, middle = files.MODULES["animatediff_v2"]
-        tensors = {}
-        for key, shape in files.motion_shapes(self.width, frames, middle).items():
-            if key.endswith(".pe"):
-                tensors[key] = files.positions(shape[1], shape[2])
-            else:
-                fan_in = shape[-1] if len(shape) > 1 else 4
-                tensors[key] = torch.randn(shape, device=self.device) / fan_in**0.5
-        save_file({key: value.half().cpu() for key, value in tensors.items()}, self._folder / ANIMATEDIFF)
+    def _write_animatediff(self) -> None:
+        """A file with the names and shapes of AnimateDiff v2's, as every pack reads it."""
+        family = self.core("followclick_core.families").get_family("animatediff_v2")
+        model = self._random_motion(context_dim=None, family=family.name)
+        frame_positions = self.core("followclick_core.models.motion_module").frame_positions
+        tensors = {key: value.half().cpu() for key, value in model.state_dict().items()}
+        for key in [key for key in tensors if key.endswith(".to_q.weight")]:
+            positions = frame_positions(family.positions, len(tensors[key]), torch.device("cpu"), torch.float32)
+            tensors[key.replace("to_q.weight", "pos_encoder.pe")] = positions[None].half()
+        save_file(tensors, self._folder / ANIMATEDIFF)
 
     def _with_motion(self, name: str) -> Any:
         path = self._folder / name
         if not path.exists():
-            motion_model = self.core("followclick_core.models.motion_model")
-            with self.device:
-                model = motion_model.MotionModel(motion_model.MotionParams(model_channels=self.width))
-            _randomise(model)  # zeros multiply faster
-            motion_model.save_motion_model(path, model)
+            self.core("followclick_core.models.motion_model").save_motion_model(path, self._random_motion())
         motion = self.node("FollowClick_LoadMotionModel", name=name)[0]
         return self.node("FollowClick_ApplyMotionModel", model=self.plain, motion_model=motion)[0]
+
+    def _random_motion(self, **params: object) -> Any:
+        motion_model = self.core("followclick_core.models.motion_model")
+        with self.device:
+            model = motion_model.MotionModel(motion_model.MotionParams(model_channels=self.width, **params))
+        _randomise(model)  # zeros multiply faster
+        return model
+
+
+def _limit_memory(size: int) -> None:
+    """Let the process have and see `size` bytes of the GPU alone."""
+    ask = torch.cuda.mem_get_info
+    torch.cuda.set_per_process_memory_fraction(size / ask()[1])
+
+    def mem_get_info(device: object = None) -> tuple[int, int]:
+        return max(0, min(ask(device)[0], size - torch.cuda.memory_reserved(device))), size  # type: ignore[arg-type]
+
+    torch.cuda.mem_get_info = mem_get_info
 
 
 def _randomise(model: torch.nn.Module) -> None:
@@ -227,11 +255,3 @@ def _randomise(model: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.5 / max(1, parameter[0].numel()) ** 0.5)
-
-
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -13,6 +13,7 @@ import torch
 from .variants import Shape, Variant, by_turns
 
 GIB = 2**30
+NO_TIME = "no time was left"
 
 
 class Clock:
@@ -46,6 +47,11 @@ class Budget:
     def left(self, share: float = 1.0) -> "Budget":
         """A budget of its own for the next part: this share of what is left."""
         return Budget(max(0.0, share * (self._end - time.monotonic())))
+
+    def at_most(self, seconds: float | None) -> "Budget":
+        """What is left, but no more than so many seconds."""
+        left = max(0.0, self._end - time.monotonic())
+        return Budget(left if seconds is None else min(left, seconds))
 
     def is_spent(self) -> bool:
         return time.monotonic() > self._end
@@ -102,22 +108,28 @@ def repeat(call: Callable[[], object], device: torch.device, times: int) -> floa
     return statistics.median(clock.intervals())
 
 
-def steps(variants: dict[str, Variant], shape: Shape, device: torch.device, budget: Budget, **numbers: int) -> dict:
+def steps(
+    variants: dict[str, Variant], shape: Shape, device: torch.device, budget: Budget, until: Budget, **numbers: int
+) -> dict[str, Timing]:
     """Seconds of each sampling step of each variant, in turns, and the peak of memory of each by itself.
 
     Args:
-        numbers: `count` steps of each sampling, of which the first is not counted, and `rounds`. Rounds end early when
-            the budget is spent, but there is one at least.
+        budget: Rounds end early when it is spent, but there is one at least.
+        until: Variants that have not begun when it is spent are left out.
+        numbers: `count` steps of each sampling, of which the first is not counted, and `rounds`.
     """
     timings = {name: Timing() for name in variants}
     for variant in variants.values():
-        with _noting_errors(timings[variant.name]):
+        if until.is_spent():
+            timings[variant.name].error = NO_TIME
+            continue
+        with noting_errors(timings[variant.name]):
             timings[variant.name].peak = _peak(variant, variants, shape, device)
     for index, variant in by_turns(variants, numbers["rounds"]):
         if index and budget.is_spent():
             break
         if timings[variant.name].error is None:
-            with _noting_errors(timings[variant.name]):
+            with noting_errors(timings[variant.name]):
                 clock = Clock(device)
                 variant.sample(shape, numbers["count"], clock.mark)
                 timings[variant.name].seconds += clock.intervals()
@@ -125,19 +137,28 @@ def steps(variants: dict[str, Variant], shape: Shape, device: torch.device, budg
 
 
 def calls(
-    functions: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, budget: Budget, warm_up: int = 1
+    functions: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    budget: Budget,
+    warm_up: int = 1,
+    until: Budget | None = None,
 ) -> dict[str, Timing]:
     """Seconds and peak of memory of each function, in turns, after `warm_up` rounds that are not counted.
 
-    Rounds end early when the budget is spent, but there is one at least.
+    Args:
+        budget: Rounds end early when it is spent, but there is one at least.
+        until: When it is spent, functions that have not run once are left out too.
     """
     timings = {name: Timing() for name in functions}
     for index in range(rounds + warm_up):
         if index > warm_up and budget.is_spent():
             break
         for name, function in functions.items():
+            if until is not None and until.is_spent() and not timings[name].seconds:
+                timings[name].error = timings[name].error or NO_TIME
             if timings[name].error is None:
-                with _noting_errors(timings[name]):
+                with noting_errors(timings[name]):
                     before = _start_peak(device)
                     clock = Clock(device)
                     clock.mark()
@@ -173,7 +194,7 @@ def _more_memory(before: int | None) -> int | None:
     return None if before is None else torch.cuda.max_memory_allocated() - before
 
 
-class _noting_errors:  # noqa: N801  # reads as a with statement
+class noting_errors:  # noqa: N801  # reads as a with statement
     """One variant that runs out of memory, or whose pack is broken, does not end the comparison."""
 
     def __init__(self, timing: Timing):

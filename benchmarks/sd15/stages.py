@@ -71,7 +71,16 @@ def autoencoder_calls(vae: Any, shape: Shape) -> dict[str, Call]:
     }
 
 
-def whole_calls(variants: dict[str, Variant], vae: Any, shape: Shape, steps: int) -> dict[str, Callable[[], object]]:
+def sampling_calls(variants: dict[str, Variant], shape: Shape, steps: int) -> dict[str, Callable[[], object]]:
+    """Noise to latents."""
+
+    def sampling(variant: Variant) -> Callable[[], object]:
+        return lambda: variant.sample(shape, steps, lambda: None)
+
+    return {f"{name}: {steps} steps": sampling(variant) for name, variant in variants.items()}
+
+
+def whole_calls(vae: Any, variants: dict[str, Variant], shape: Shape, steps: int) -> dict[str, Callable[[], object]]:
     """Picture to clip: the picture encoded, `steps` steps, all frames decoded."""
     picture = torch.rand(1, shape.size, shape.size, 3)
 

@@ -2,7 +2,7 @@
 
 An adapter file is a Python file with one function, `variants(host, argument) -> {name: Clip}`: it loads its pack and
 patches `host.plain`. A chain is one of the others with more nodes on its MODEL, such as this pack's accelerations:
-`compiled=followclick|FollowClick_Accelerate(compile=True)|...`.
+`compiled=followclick|FollowClick_AccelerateExactly(compile_blocks='default', text_keys=True)|...`.
 """
 
 import ast
@@ -20,6 +20,7 @@ from torch import Tensor
 from .host import TEXT, TOKENS, Clip, Host
 
 Note = Callable[[], None]
+EXACT = "FollowClick_AccelerateExactly"  # does the work of what it accelerates, unlike other nodes
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Variant(Protocol):
     """One way to sample a clip.
 
     Attributes:
-        kind: Whose arithmetic it does, as in `work.py`: "plain", "animatediff", "followclick"; None if unknown.
+        kind: Whose arithmetic it does, as in `work.py`: "plain", "animatediff", "followclick"; None if unknown, as
+            after nodes that leave out or repeat some of it.
     """
 
     name: str
@@ -182,7 +184,8 @@ def _host_variant(built: dict[str, Variant], makers: dict[str, Callable[[], Vari
 
 def _through(variant: HostVariant, node: str, inputs: dict[str, object]) -> HostVariant:
     model = variant.host.node(node, model=variant.clip.model, **inputs)[0]
-    return replace(variant, clip=replace(variant.clip, model=model))
+    kind = variant.kind if node == EXACT and not any(name.startswith("guidance") for name in inputs) else None
+    return replace(variant, kind=kind, clip=replace(variant.clip, model=model))
 
 
 def _adapted(adapter: str, host: Host) -> dict[str, Clip]:

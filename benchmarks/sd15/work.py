@@ -7,8 +7,9 @@ even whole modules (a ResBlock, a transformer) keep everything inside, which no 
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,6 +20,7 @@ from .variants import Shape, Variant
 
 MULT, BLOCKS, TIME = (1, 2, 4, 4), 2, 4  # SD1.5: widths of the levels, ResBlocks of each, width of the time embedding
 RESBLOCK, SPATIAL, MOTION, BETWEEN = "resblock", "spatial transformer", "motion module", "in, out, down, up"
+LINEARS, FEED_FORWARD = "linears", "feed-forward"  # parts of stages
 KINDS = ("plain", "animatediff", "followclick")
 
 
@@ -67,7 +69,7 @@ class _Counter:
         moved = images * side**2 * channels + pixels * out + weights
         self._work.add(self._stage, "convolutions", 2.0 * pixels * weights, moved, weights)
 
-    def linear(self, rows: float, channels: int, out: int, part: str = "linears") -> None:
+    def linear(self, rows: float, channels: int, out: int, part: str = LINEARS) -> None:
         weights = channels * out
         self._work.add(self._stage, part, 2.0 * rows * weights, rows * (channels + out) + weights, weights)
 
@@ -147,8 +149,8 @@ def _spatial_transformer(count: _Counter, images: int, side: int, own: int) -> N
         count.linear(rows, own, own)
         count.linear(images * TOKENS, TEXT, own)
     count.attention(images, side**2, TOKENS, own)
-    count.linear(rows, own, 8 * own, "feed-forward")
-    count.linear(rows, 4 * own, own, "feed-forward")
+    count.linear(rows, own, 8 * own, FEED_FORWARD)
+    count.linear(rows, 4 * own, own, FEED_FORWARD)
     count.module(rows * own + images * TOKENS * TEXT, rows * own)
 
 
@@ -164,8 +166,8 @@ def _motion_module(count: _Counter, shape: Shape, side: int, own: int, reads_tex
         count.linear(rows, own, own)
         count.attention(shape.clips, shape.frames * side**2, TOKENS, own)
         count.linear(rows, own, own)
-    count.linear(rows, own, 8 * own, "feed-forward")
-    count.linear(rows, 4 * own, own, "feed-forward")
+    count.linear(rows, own, 8 * own, FEED_FORWARD)
+    count.linear(rows, 4 * own, own, FEED_FORWARD)
     count.linear(rows, own, own)
     count.module(rows * own, rows * own)
 
@@ -178,9 +180,14 @@ class Counted:
     unknown: tuple[str, ...]
 
 
-def count_step(variant: Variant, shape: Shape) -> Counted:
-    """One sampling step: two less one, as some things are computed once for all steps."""
-    one, two = (count_flops(lambda steps=steps: variant.sample(shape, steps, lambda: None)) for steps in (1, 2))
+def count_step(variant: Variant, shape: Shape, module: Callable[[str], ModuleType]) -> Counted:
+    """One sampling step: two less one, as some things are computed once for all steps.
+
+    Args:
+        module: By name, the pack's as the variant uses them: `Host.core`.
+    """
+    with _by_layers(module):
+        one, two = (count_flops(lambda steps=steps: variant.sample(shape, steps, lambda: None)) for steps in (1, 2))
     return Counted(two.flops - one.flops, two.unknown)
 
 
@@ -191,6 +198,23 @@ def count_flops(call: Callable[[], object]) -> Counted:
         call()
     known = {str(operator) for operator in counter.flop_registry}
     return Counted(float(counter.get_total_flops()), tuple(sorted(seen.names - known)))
+
+
+@contextlib.contextmanager
+def _by_layers(module: Callable[[str], ModuleType]) -> Iterator[None]:
+    """Motion modules compute by PyTorch's operators, for kernels that are launched directly pass by every counter."""
+    switches = (
+        (module("followclick_core.models.motion_ops"), "run_fused"),
+        (module("followclick_core.models.temporal_attention"), "runs_as_kernel"),
+    )
+    kept = [getattr(holder, name) for holder, name in switches]
+    for holder, name in switches:
+        setattr(holder, name, lambda *_: False)
+    try:
+        yield
+    finally:
+        for (holder, name), function in zip(switches, kept, strict=True):
+            setattr(holder, name, function)
 
 
 class _ForeignOperators(TorchDispatchMode):
@@ -206,17 +230,9 @@ class _ForeignOperators(TorchDispatchMode):
 
 def _more_formulas() -> dict:
     """Attentions that the counter of this PyTorch leaves out, by the formula of those that it knows."""
-    formulas: dict = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    with contextlib.suppress(AttributeError):  # the kernel is registered where it can run
-        formulas[torch.ops.followclick.temporal_attention] = _packed_attention_flops
-    return formulas
+    return {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 def _attention_flops(query: tuple, key: tuple, value: tuple, *_: object, out_shape: object = None, **__: object) -> int:
     batch, heads, queries, width = query
     return 2 * batch * heads * queries * key[2] * (width + value[3])
-
-
-def _packed_attention_flops(qkv: tuple, *_: object, out_shape: object = None, **__: object) -> int:
-    pixels, frames, three_channels = qkv
-    return 4 * pixels * frames * frames * three_channels // 3
