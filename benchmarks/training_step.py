@@ -3,9 +3,10 @@
     python benchmarks/training_step.py --device cuda
     python benchmarks/training_step.py --device cuda --way eager --way "compiled, recorded"
 
-Random tensors of a preset's shapes; every way takes the same steps from the same weights. The first column says of each
-step whether its loss and gradients are finite (a dot) or not (X), the second the loss after the last step. A way that
-spoils the weights ends there and names the first parameters that are no numbers.
+Random tensors of a preset's shapes; every way takes the same steps from the same weights. The first half of them is
+looked at, and a dot or an X says of each whether its loss and gradients are finite; a way that spoils the weights ends
+there and names the first parameters that are no numbers. The second half is timed, on the last batch. The loss is that
+after the last step.
 """
 
 import argparse
@@ -104,20 +105,23 @@ def try_steps(preset: Preset, way: Way, batch: int | None, steps: int, device: t
     params = replace(params, batch_size=batch or params.batch_size, image_batch=min(batch or NEVER, params.image_batch))
     stage = MotionStage(model, None, params, preset, _Device(device))  # type: ignore[arg-type]
     step = TrainStep(stage, params.loop.learning_rate, params.loop.weight_decay, params.loop.clip_norm, device)
-    marks, loss, started = "", float("nan"), 0.0
-    for index in range(steps):
-        if index == steps // 2:
-            _synchronize(device)
-            started = time.perf_counter()
+    marks, loss, batch = "", float("nan"), {}
+    for index in range(steps // 2):
         step.set_learning_rate(params.loop.learning_rate * (index + 1) / params.loop.warmup)
-        figures = step(random_batch(preset, params, index, device))
+        batch = random_batch(preset, params, index, device)
+        figures = step(batch)
         loss = float(figures["loss"])
         finite = all(bool(torch.isfinite(figures[name])) for name in ("loss", "grad_norm"))
         marks += "." if finite else "X"
         if bad := [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]:
             return f"{marks}  {len(bad)} parameters are no numbers: {', '.join(bad[:3])}"
     _synchronize(device)
+    started = time.perf_counter()
+    for _ in range(steps - steps // 2):
+        figures = step(batch)
+    _synchronize(device)
     seconds = (time.perf_counter() - started) / (steps - steps // 2)
+    loss = float(figures["loss"])
     return f"{marks}  loss {loss:.4f}  {1000 * seconds:.0f} ms/step, {params.batch_size / seconds:.0f} clips/s"
 
 

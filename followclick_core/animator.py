@@ -318,6 +318,10 @@ def _asked(objects: Sequence[MovingObject], params: SamplingParams, seed: int) -
     }
     if len(objects) > 1:
         asked |= {"also": moving[1:], "region_mode": params.region_mode}
+    if params.reuse is not None:
+        asked |= {"reuse_features": params.reuse.interval}
+    if params.crop_context is not None:
+        asked |= {"only_region": params.crop_context}
     return asked | ({"loop": True} if params.loop else {})
 
 

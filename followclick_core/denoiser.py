@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .acceleration.feature_reuse import FeatureCache, reusing_call
 from .diffusion.guidance import guide
 from .diffusion.schedule import NoiseSchedule
 from .models.attach import Attachment, MotionConditioning
@@ -38,6 +39,7 @@ class ClipDenoiser:
         weights: What each frame of each window counts (windows.window_weights).
         guided: Whether the entries hold an unguided half.
         autocast: Compute the UNet's products in this dtype; None: in that of the weights.
+        features: Deep features of this sampling to reuse between steps; None: every step is computed whole.
     """
 
     unet: UNet
@@ -51,8 +53,11 @@ class ClipDenoiser:
     guidance_rescale: float
     guided: bool
     autocast: torch.dtype | None = None
+    features: FeatureCache | None = None
 
     def __call__(self, x_t: Video, t: Timesteps) -> Video:
+        if self.features is not None:
+            self.features.next_evaluation()
         parts: list[Tensor] = []
         for index, window in enumerate(self.windows):
             begin = None
@@ -73,12 +78,16 @@ class ClipDenoiser:
         copies, frames = (2 if self.guided else 1), len(window)
         noisy, steps = x_t.repeat(copies, 1, 1, 1, 1), t.repeat(copies)
         parts = []
-        for entry in self.entries:
+        for index, entry in enumerate(self.entries):
             motion = self._of_window(entry.motion, window, begin)
             context = entry.context.repeat_interleave(frames, dim=0)
             autocast = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
             with self.attachment.conditioned(motion), autocast:
-                predicted = self.unet(fold_frames(noisy), steps.repeat_interleave(frames), context)
+                inputs = (fold_frames(noisy), steps.repeat_interleave(frames), context)
+                if self.features is None:
+                    predicted = self.unet(*inputs)
+                else:
+                    predicted = reusing_call(self.features, self.unet, (index, *window), *inputs)
             # Guidance multiplies rounding errors, so it is left to float32.
             v = self.schedule.as_velocity(unfold_frames(predicted.to(noisy.dtype), len(noisy)), noisy, steps)
             parts.append(v if entry.share is None else v * entry.share.repeat(copies, 1, 1, 1)[:, :, None])

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .conditioning import first_frame_condition
+from .acceleration.crop import box_share, latent_box
+from .acceleration.feature_reuse import FeatureCache, ReuseParams, check_depth
+from .conditioning import first_frame_condition, resize_mask
 from .denoiser import ClipDenoiser, Entry
 from .diffusion.samplers import Callback, sample_ddim
 from .diffusion.schedule import NoiseSchedule, trailing_timesteps
@@ -36,6 +38,9 @@ class SamplingParams:
             them; None: a quarter of the window.
         loop: Whether the last frame runs into the first.
         autocast: Compute the UNet's products in this dtype (float16 on a GPU); None: in that of the weights.
+        reuse: Reuse deep features between steps, an approximation; None: compute every step whole.
+        crop_context: Sample only the part around the regions, an approximation: so many sides of their bounding box;
+            the rest stays the first frame. None: sample the whole picture.
     """
 
     num_frames: int = 16
@@ -47,6 +52,8 @@ class SamplingParams:
     context_overlap: int | None = None
     loop: bool = False
     autocast: torch.dtype | None = None
+    reuse: ReuseParams | None = None
+    crop_context: float | None = None
 
     def __post_init__(self) -> None:
         check_region_mode(self.region_mode)
@@ -73,12 +80,36 @@ def generate_latents(
         seeds: The same seed gives the same noise on every device.
     """
     device = bundle.device
-    schedule = NoiseSchedule(bundle.motion.schedule).to(device)
     z_0 = bundle.autoencoder.encode(first_frames.to(device).contiguous(memory_format=torch.channels_last))
     x_t = initial_noise((4, params.num_frames, *z_0.shape[-2:]), seeds).to(device)
     width_ratio = first_frames.shape[-1] / bundle.preset.size
     numbers = torch.tensor(np.array(magnitudes, dtype=float).reshape(masks.shape[:2]) * width_ratio).float().to(device)
-    texts = [prompt for each in prompts for prompt in ([each] if isinstance(each, str) else each)]
+    texts = [[each] if isinstance(each, str) else list(each) for each in prompts]
+    if params.crop_context is None:
+        return _sample(bundle, z_0, x_t, masks.to(device), texts, numbers, params, callback)
+    clips = [  # one after another, as each has a part of its own
+        _sample_part(
+            bundle, z_0[[i]], x_t[[i]], masks[[i]].to(device), texts[i : i + 1], numbers[[i]], params, callback
+        )
+        for i in range(len(z_0))
+    ]
+    return torch.cat(clips)
+
+
+def _sample(
+    bundle: ModelBundle,
+    z_0: Tensor,
+    x_t: Tensor,
+    masks: Tensor,
+    texts: list[list[str]],
+    magnitudes: Tensor,
+    params: SamplingParams,
+    callback: Callback | None,
+) -> Tensor:
+    """From noise to clips; magnitudes count pixels of the model's own size."""
+    schedule = NoiseSchedule(bundle.motion.schedule).to(bundle.device)
+    if params.reuse is not None:
+        check_depth(bundle.unet, params.reuse)
     attachment = attach(bundle.unet, bundle.motion)
     try:
         denoiser = ClipDenoiser(
@@ -86,16 +117,52 @@ def generate_latents(
             attachment,
             schedule,
             bundle.motion.layout,
-            _entries(bundle, z_0, masks.to(device), texts, numbers, params),
+            _entries(bundle, z_0, masks, [text for each in texts for text in each], magnitudes, params),
             *_windows(bundle, params),
             params.guidance_scale,
             params.guidance_rescale,
             guided=params.guidance_scale != 1,
             autocast=params.autocast,
+            features=None if params.reuse is None else FeatureCache(params.reuse, params.steps),
         )
         return sample_ddim(denoiser, schedule, x_t, trailing_timesteps(params.steps), callback)
     finally:
         attachment.detach()
+
+
+def _sample_part(
+    bundle: ModelBundle,
+    z_0: Tensor,
+    x_t: Tensor,
+    masks: Tensor,
+    texts: list[list[str]],
+    magnitudes: Tensor,
+    params: SamplingParams,
+    callback: Callback | None,
+) -> Tensor:
+    """One clip, of which only the part around its regions is sampled; the rest is the first frame."""
+    size = (z_0.shape[-2], z_0.shape[-1])
+    assert params.crop_context is not None
+    union = resize_mask(masks.amax(1, keepdim=True), size)
+    box = latent_box(union, params.crop_context, bundle.unet.params.size_multiple)
+    if box is None:
+        return _sample(bundle, z_0, x_t, masks, texts, magnitudes, params, callback)
+    rows, columns = box.window
+    pixels = [slice(part.start * LATENT_SCALE, part.stop * LATENT_SCALE) for part in box.window]
+    part = _sample(
+        bundle,
+        z_0[..., rows, columns],
+        x_t[..., rows, columns],
+        masks[..., pixels[0], pixels[1]],
+        texts,
+        magnitudes,
+        params,
+        callback,
+    )
+    clip = z_0[:, :, None].repeat(1, 1, params.num_frames, 1, 1)
+    share = box_share(box, size).to(clip)[rows, columns]
+    clip[..., rows, columns] += share * (part - clip[..., rows, columns])
+    return clip
 
 
 def _windows(bundle: ModelBundle, params: SamplingParams) -> tuple[list[list[int]], list[list[float]]]:

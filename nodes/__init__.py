@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .accelerate import AccelerateApproximately, AccelerateExactly
 from .animate import AnimateRegion, ApplyMotionModel, MotionSchedule
 from .finish import CropRegion, LockBackground, MeasureMotion, StitchRegion
 from .how import ContextWindows, FirstFrame, FlowMagnitude, MotionRegion
@@ -23,6 +24,8 @@ NODES: list[type[io.ComfyNode]] = [
     ContextWindows,
     ApplyMotionModel,
     MotionSchedule,
+    AccelerateExactly,
+    AccelerateApproximately,
     MeasureMotion,
     LockBackground,
     CropRegion,

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 def animate(arguments: argparse.Namespace) -> None:
+    from ..acceleration.crop import check_context
+    from ..acceleration.feature_reuse import ReuseParams
     from ..animator import Animator, check_request
     from ..clip import check_clip_output
     from ..files import check_writable, write_json
@@ -32,7 +34,16 @@ def animate(arguments: argparse.Namespace) -> None:
         check_writable(arguments.report)
     image = load_image(arguments.photo)
     asked = [(_clicks(arguments), arguments.motion, arguments.magnitude), *map(_also, arguments.also)]
-    params = SamplingParams(arguments.frames, arguments.steps, arguments.cfg, loop=arguments.loop)
+    if arguments.only_region is not None:
+        check_context(arguments.only_region)
+    params = SamplingParams(
+        arguments.frames,
+        arguments.steps,
+        arguments.cfg,
+        loop=arguments.loop,
+        reuse=ReuseParams(arguments.reuse_features) if arguments.reuse_features > 1 else None,
+        crop_context=arguments.only_region,
+    )
     for clicks, motion, magnitude in asked:
         clicks_from_pixels(clicks, _size(image))
         check_request(motion, magnitude, params.num_frames, params.steps, params.guidance_scale)

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from ..version import VERSION
 from . import ablate, build_dataset, commands, evaluate, train
-from .values import seed
+from .values import count, seed
 
 PROGRAM = "python -m followclick_core"
 
@@ -131,6 +131,20 @@ def _animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=25, metavar="N", help="sampling steps (default 25)")
     parser.add_argument("--cfg", type=float, default=7.5, metavar="X", help="guidance scale (default 7.5)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="another seed, another clip (default 0)")
+    faster = parser.add_argument_group("faster, and a little off (benchmarks/RESULTS.md says how far)")
+    faster.add_argument(
+        "--reuse-features",
+        type=count,
+        default=1,
+        metavar="N",
+        help="compute the whole model only at every N-th step (default 1: at each)",
+    )
+    faster.add_argument(
+        "--only-region",
+        type=float,
+        metavar="X",
+        help="sample only the part around the objects, X times their size; the rest stays the photo",
+    )
     parser.add_argument("--model", default="demo", metavar="NAME", help="which model (default demo)")
     _device(parser)
 

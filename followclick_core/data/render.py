@@ -114,8 +114,11 @@ class Renderer:
         visible = ((alpha > 0.5) & (front[:, 3] < 0.5)).float()
         masks[part, :, top:bottom, left:right] = visible
         drawn = torch.tensor([layout.target.kind == "animation" for layout in layouts], device=self.device)
-        known = visible * ~drawn[:, None, None, None]  # a drawn animation's points go their own ways
-        _note_origins(origins[part], _move(bent, forward[:, :1], offset[:, :1]) * size, known, (top, left))
+        start = _move(bent, forward[:, :1], offset[:, :1])
+        # Hidden in frame 0, a point comes from nowhere; and a drawn animation's points go their own ways.
+        was_visible = _seen_at(visible[:, 0], start, grid)
+        known = visible * was_visible * ~drawn[:, None, None, None]
+        _note_origins(origins[part], start * size, known, (top, left))
         if count > 1:
             here, there = points[:, :-1], points[:, :-1]
             if table is not None:
@@ -263,6 +266,18 @@ def _affine(layouts: Sequence[Layout]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     forward, offset = np.stack(forwards), np.stack(offsets)
     backward = np.linalg.inv(forward)
     return forward, backward, offset, -np.einsum("bfij,bfj->bfi", backward, offset)
+
+
+def _seen_at(
+    visible: Float[Tensor, "b h w"], points: Float[Tensor, "b f h w 2"], grid: Float[Tensor, "h w 2"]
+) -> Float[Tensor, "b f h w"]:
+    """1 where the target is visible in frame 0 at `points`; `grid` is where the window's pixels lie."""
+    low, high = grid[0, 0], grid[-1, -1]
+    # Pixels' middles of a window of one row or column lie at the middle of the look-up as well.
+    at = (points - (low + high) / 2) / ((high - low) / 2).clamp(min=1e-6)
+    b, f, h, w, _ = points.shape
+    found = F.grid_sample(visible[:, None], at.reshape(b, f * h, w, 2), mode="nearest", align_corners=True)
+    return found.reshape(b, f, h, w)
 
 
 def _note_origins(

@@ -26,10 +26,18 @@ class CorrespondenceLoss:
 
     Args:
         levels: How many levels, from full resolution down.
+
+    Raises:
+        ValueError: The UNet has no attention there.
     """
 
     def __init__(self, unet: UNet, levels: int = 2):
         self._watched = [(_self_attention(module), 2**level) for module, level in _output_attentions(unet, levels)]
+        if not self._watched:
+            raise ValueError(
+                f"A UNet without attention at its {levels} finest levels cannot learn where points come from; "
+                "set correspondence_weight to 0."
+            )
         self._inputs: dict[nn.Module, Tensor] = {}
         self.recording = False
         for attention, _ in self._watched:

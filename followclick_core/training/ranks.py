@@ -55,6 +55,11 @@ class Ranks:
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return told.bool()
 
+    def leave(self) -> None:
+        """The end of working together."""
+        if self.count > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:

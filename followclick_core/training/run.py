@@ -75,15 +75,9 @@ def train(
     trainer = Trainer(preset, params, Path(art), RunDir(run_dir), its_device, compile_blocks, ranks)
     if start_from is not None:
         trainer.begin_with(Path(start_from))
-    deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
-    for stage in (name for name in STAGES if name in stages):
-        remaining = ranks.agree(deadline - time.monotonic())
-        if remaining < 5:
-            return False
-        limits = Limits(remaining, math.inf if time_budget is None else time_budget)
-        if not trainer.run(stage, steps, limits):
-            return False
-    return True
+    finished = trainer.run_all([name for name in STAGES if name in stages], steps, max_seconds, time_budget)
+    ranks.leave()
+    return finished
 
 
 class Trainer:
@@ -113,6 +107,18 @@ class Trainer:
             if self.ranks.is_main and not own.is_file():
                 shutil.copyfile(weights_path(part, folder), own)
         self.ranks.wait()
+
+    def run_all(
+        self, stages: Sequence[str], steps: int | None, max_seconds: float | None, time_budget: float | None
+    ) -> bool:
+        """Train stage after stage for as long as there is time."""
+        deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
+        for stage in stages:
+            remaining = self.ranks.agree(deadline - time.monotonic())
+            limits = Limits(remaining, math.inf if time_budget is None else time_budget)
+            if remaining < 5 or not self.run(stage, steps, limits):
+                return False
+        return True
 
     def run(self, stage: str, steps: int | None, limits: Limits) -> bool:
         """Train one stage and write its weights."""
@@ -245,7 +251,7 @@ def training_scenes(
     ranks: Ranks = Ranks(),  # noqa: B008  # frozen
 ) -> SceneGenerator | ScenesAhead:
     """Scenes of the training split; with cores to spare beside a GPU, made ahead by processes of their own."""
-    workers = (os.cpu_count() or 1) // ranks.count - 2
+    workers = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2
     if ranks.count == 1 and (device.type == "cpu" or workers < 1):
         return SceneGenerator(art, SceneParams(size=size), device, split="train")
     scenes = SceneGenerator(art, SceneParams(size=size), "cpu", split="train")

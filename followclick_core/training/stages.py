@@ -141,6 +141,8 @@ class MotionStage:
         self.schedule = NoiseSchedule(preset.motion.schedule).to(scenes.device)
         self.attachment = attach(model.unet, model.motion)
         self._correspondence = CorrespondenceLoss(model.unet) if params.correspondence_weight else None
+        if self._correspondence is not None and isinstance(scenes, ShardClips):
+            raise ValueError("Shards do not know where points come from; set correspondence_weight to 0.")
         self.pool = SamplePool(self._make_chunk, params.pool_chunks, scenes.device)
         self.prepare, self.prefetch = self.pool.refill, self.pool.advance
 
@@ -223,8 +225,8 @@ class MotionStage:
         latents = encode_frames(self.autoencoder, scenes.frames)
         size = latents.shape[-2:]
         generator = step_generator(latents.device, seed, salt=3)
-        # Shards do not know where a point comes from.
-        origins = {"origins": scenes.origins.half()} if isinstance(scenes, SceneBatch) else {}
+        watched = self._correspondence is not None
+        origins = {"origins": scenes.origins.half()} if watched and isinstance(scenes, SceneBatch) else {}
         return origins | {
             "latents": latents.bfloat16(),
             "mask": resize_mask(roughen_mask(scenes.mask, generator), size).bfloat16(),

@@ -100,6 +100,16 @@ def test_several_objects_long_clips_and_loops(animate, tmp_path):
     assert [(each["motion"], each["magnitude"]) for each in asked["also"]] == [("jump", 3), ("sway", 6)]
 
 
+def test_approximations_are_asked_for_and_reported(animate, tmp_path):
+    report_file = tmp_path / "report.json"
+    flags = {"report": report_file, "steps": 4, "reuse_features": 2, "only_region": 2.5}
+    assert animate(**flags) == 0
+    asked = json.loads(report_file.read_text())["asked"]
+    assert (asked["reuse_features"], asked["only_region"]) == (2, 2.5)
+    assert animate(report=report_file, steps=4) == 0
+    assert not {"reuse_features", "only_region"} & json.loads(report_file.read_text())["asked"].keys()
+
+
 @pytest.mark.parametrize("words", [["30,30"], ["30,30", "jump", "fast"], ["30;30", "jump"], ["30,30", "a", "2", "b"]])
 def test_another_object_that_is_misspelt_is_one_sentence(animate, sentence, words):
     assert animate(more=["--also", *words]) == 2
@@ -140,6 +150,8 @@ def test_quiet_says_nothing(photo_file, tmp_path, untrained_weights):
         ({"steps": "0"}, "steps, not 0"),
         ({"cfg": "inf"}, "guidance scale is inf"),
         ({"seed": "-1"}, "'-1' is no seed"),
+        ({"reuse_features": "0"}, "'0' is no count"),
+        ({"only_region": "0.5"}, "0.5 times the region"),
         ({"device": "toaster"}, "device 'toaster'"),
         ({"model": "nowhere"}, "no model nowhere"),
         ({"output": "out.avi"}, "written as .avi"),

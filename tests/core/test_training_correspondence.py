@@ -30,7 +30,8 @@ def test_a_scene_says_where_what_is_seen_was_in_the_first_frame(scenes):
     batch = scenes.sample(4, seed=1, verbs=["move right", "move up", "spin", "grow"])
     seen = batch.origins[:, 0] >= 0
     middles = batch.object_masks[:, :, 4::8, 4::8] > 0
-    assert torch.equal(seen, middles) and seen.flatten(1).any(1).all()
+    # Not all: what something hid in the first frame has no origin there.
+    assert (seen <= middles).all() and seen.sum() > 0.8 * middles.sum() and seen.flatten(1).any(1).all()
     for clip in range(4):
         frame, row, column = torch.where(seen[clip])
         x, y = batch.origins[clip, :, frame, row, column].floor().long().clamp(0, 63)
@@ -132,3 +133,19 @@ def test_compiled_attentions_that_are_watched_run_as_written():
         module.forward = torch.compile(module.forward, backend="eager")
     CorrespondenceLoss(unet)
     assert sum("forward" not in vars(module) for module in attentions) == 4
+
+
+def test_what_something_hides_in_the_first_frame_comes_from_nowhere(scenes):
+    for seed in range(4):
+        batch = scenes.sample(3, seed=seed)
+        clip, frame, row, column = torch.where(batch.origins[:, 0] >= 0)
+        x, y = batch.origins[clip, :, frame, row, column].floor().long().unbind(1)
+        inside = (x < 64) & (y < 64)
+        # Half a pixel of the warp's own rounding is forgiven at the outline.
+        grown = torch.nn.functional.max_pool2d(batch.mask, 3, 1, 1)[:, 0]
+        assert grown[clip[inside], y[inside], x[inside]].all()
+
+
+def test_a_unet_without_attention_there_is_refused():
+    with pytest.raises(ValueError, match="correspondence_weight to 0"):
+        CorrespondenceLoss(UNet(UNetParams(32, (1, 1, 2), 1, (0, 0, 1), 1, 2, 16)))
