@@ -4,14 +4,16 @@ import importlib.util
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import followclick_core.models
 from followclick_core.models import kernel_checks, temporal_attention
 from followclick_core.models.temporal_attention import attend_over_time, attend_with_sdpa
 
-HEADS = 2
+HEADS, CPU = 2, torch.device("cpu")
 
 # Triton reads the variable when it is imported, so the interpreter needs a process of its own.
 INTERPRETED = """
@@ -146,6 +148,30 @@ def test_a_kernel_that_fails_is_left_out_for_its_type_width_and_gradient_alone(h
         assert not runs(torch.float32, 40)
         assert not runs(torch.bfloat16, 160)
     assert not runs(torch.bfloat16, 40)
+
+
+@pytest.mark.parametrize("head_dim", [16, 40, 80, 160])
+def test_rounding_to_bfloat16_alone_passes_the_check(hopper, monkeypatch, head_dim):
+    """Of the gradient too, which rounds its weights and their gradients between its products."""
+    comparisons = temporal_attention.comparisons
+    monkeypatch.setattr(temporal_attention, "comparisons", lambda _gpu, *sizes: comparisons(CPU, *sizes))
+    stand_in = SimpleNamespace(attend=attend_with_sdpa, attend_backward=rounded_gradient)
+    monkeypatch.setitem(sys.modules, "followclick_core.models.temporal_kernel", stand_in)
+    monkeypatch.setattr(followclick_core.models, "temporal_kernel", stand_in, raising=False)
+    assert temporal_attention.kernel_works(0, torch.bfloat16, head_dim, True)
+
+
+def rounded_gradient(qkv, grad, heads):
+    def split(t, parts):
+        return t.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).float()
+
+    (q, k, v), (g,) = split(qkv, 3), split(grad, 1)
+    scale = q.shape[-1] ** -0.5
+    weights = (q @ k.mT * scale).softmax(-1)
+    of_weights = g @ v.mT
+    of_scores = (weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) * scale).to(qkv.dtype).float()
+    parts = torch.stack([of_scores @ k, of_scores.mT @ q, weights.to(qkv.dtype).float().mT @ g])
+    return parts.permute(1, 3, 0, 2, 4).flatten(2).to(qkv.dtype)
 
 
 @pytest.mark.parametrize("limit", [HEADS, 3 * HEADS, 3 * HEADS + 1])
