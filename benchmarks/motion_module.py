@@ -35,6 +35,7 @@ from followclick_core.models import (
     motion_module,
     motion_ops,
     row_kernels,
+    temporal_attention,
     temporal_kernel,
 )
 from followclick_core.models.motion_module import MotionModule, frame_positions
@@ -160,7 +161,8 @@ def ways_lines(level: Level) -> list[Line]:
 def check(level: Level) -> None:
     """Errors against float32, on a few pixels."""
     (module, text), x, frames = level.modules["followclick"], level.x, level.frames
-    compared = motion_ops.comparisons(x.device, x.dtype, x.shape[1], HEADS, frames)
+    compared = motion_ops.comparisons(x.device, x.dtype, x.shape[1], frames)
+    compared += temporal_attention.comparisons(x.device, x.dtype, x.shape[1] // HEADS, False, frames, HEADS)
     errors = {name: relative(ours, theirs) for name, ours, theirs in compared}
     print(f"    operators: {', '.join(f'{name} {error:.1e}' for name, error in errors.items())}")
     x = x[:, :, :4, :4].contiguous()
@@ -171,7 +173,7 @@ def check(level: Level) -> None:
     ours, old = fused(module, x, frames, text), eager(module, x, frames, text)
     print(
         f"    error against float32: fused {relative(ours - x, truth):.2e}, eager {relative(old - x, truth):.2e}; "
-        f"runs fused by itself: {motion_ops.run_fused(x, module.temporal_transformer.proj_in.weight, HEADS)}",
+        f"runs fused by itself: {motion_ops.run_fused(x, (module.temporal_transformer.proj_in.weight,), HEADS)}",
         flush=True,
     )
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout_kernels import is_channels_last
+from .layout_kernels import check_frames, is_channels_last, plain
 
 
 class Tiles(NamedTuple):
@@ -72,8 +72,8 @@ def _add_linear(
 
 def add_linear_to_frames(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, tiles: Tiles | None = None) -> Tensor:
     """x + (h weight^T + bias) laid out as frames again: (b h w) f c -> (b f) c h w, in memory as x is."""
-    h, weight = h.contiguous(), weight.contiguous()
-    x = x if is_channels_last(x) else x.contiguous()
+    check_frames(x, h.shape[1], len(weight))
+    h, weight, x = h.contiguous(), weight.contiguous(), plain(x)
     (pictures, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
     (frames, depth), out = h.shape[1:], torch.empty_like(x)
     tiles = tiles or (WIDE_TILES if x.dtype == torch.float32 else Tiles())

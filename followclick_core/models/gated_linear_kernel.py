@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .row_kernels import gelu
 
@@ -128,6 +127,9 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor, tiles: Tiles | None = 
             even = depth % tiles.depth == 0
             _gated_linear[(count,)](x, weight, bias, out, rows, columns, depth, EVEN=even, **sizes, **options)
             return out
+        # Not every Triton has it, and other tiles do not ask for it.
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
         programs = min(count, tiles.resident * multiprocessors(x.device))
         descriptors = (
             TensorDescriptor.from_tensor(x, [tiles.rows, tiles.depth]),

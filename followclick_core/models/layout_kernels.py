@@ -1,7 +1,8 @@
 """Triton kernels around a motion module: GroupNorm with the change of layout into it, and the change back with its sum.
 
 A UNet keeps pictures, one after the other: [(b f), c, h, w], planes or channels last in memory. Attention over time
-reads pixels: [(b h w), f, c]. Both kernels read and write every number once, in runs of 128 bytes.
+reads pixels: [(b h w), f, c]. Both changes read and write in runs of 128 bytes; GroupNorm reads its input twice, as
+its statistics must be known before the first number is normed.
 """
 
 # Triton's functions are compiled from their text; their types are not Python's.
@@ -33,7 +34,7 @@ def _plane_statistics(x, mean, rstd, size: tl.constexpr, eps, BLOCK: tl.constexp
     """Of one group of one frame, whose channels' planes lie one behind the other.
 
     Lanes keep moments of their own, which meet only at the end: sums across warps at each step would cost more time
-    than reading.
+    than reading. A program for each size: with one for all, the loop has half as many instructions again.
     """
     group = tl.program_id(0).to(tl.int64)
     at = x + group * size + tl.arange(0, BLOCK)
@@ -53,7 +54,7 @@ def _plane_statistics(x, mean, rstd, size: tl.constexpr, eps, BLOCK: tl.constexp
 
 
 @triton.jit
-def _channel_moments(x, moments, pixels, channels, part: tl.constexpr, P: tl.constexpr, C: tl.constexpr):
+def _channel_moments(x, moments, pixels, channels, part, P: tl.constexpr, C: tl.constexpr):
     """Mean and sum of squared distances of each channel over one part of one frame, channels last."""
     channel = tl.program_id(0) * C + tl.arange(0, C)
     frame = tl.program_id(2).to(tl.int64)
@@ -64,12 +65,14 @@ def _channel_moments(x, moments, pixels, channels, part: tl.constexpr, P: tl.con
     means = tl.zeros([P, C], tl.float32)
     squares = tl.zeros([P, C], tl.float32)
     counts = tl.zeros([P, 1], tl.float32)
-    for step in range(0, part, P):
+    step = 0
+    while step < part:
         pixel = first + step + tl.arange(0, P)[:, None]
         inside = pixel < last
         counts += inside.to(tl.float32)
         values = tl.load(start + pixel * channels, inside & known, 0.0)
         means, squares = _add_values(values, inside & known, 1.0 / (step // P + 1), means, squares)
+        step += P
     middle = tl.sum(means * counts, 0) / (last - first)
     apart = means - middle[None, :]
     at = moments + ((frame * tl.num_programs(1) + tl.program_id(1)) * 2) * channels + channel
@@ -146,9 +149,25 @@ def is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _plain(x: Tensor) -> Tensor:
+def plain(x: Tensor) -> Tensor:
     """In one of the two layouts that the kernels read."""
     return x if is_channels_last(x) else x.contiguous()
+
+
+def check_frames(x: Tensor, num_frames: int, channels: int) -> None:
+    """Refuses pictures, (b f) c h w, of other channels or of no whole number of clips.
+
+    The kernels would read and write beyond a tensor's end.
+
+    Raises:
+        ValueError: says what came and what is wanted.
+    """
+    if x.shape[1] != channels:
+        raise ValueError(f"A motion module of {channels} channels got pictures of {x.shape[1]}; give it {channels}.")
+    if num_frames < 1 or len(x) % num_frames:
+        raise ValueError(
+            f"{len(x)} pictures are not a whole number of clips of {num_frames} frames; give a multiple of the frames."
+        )
 
 
 def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -176,7 +195,8 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor
 
 def normed_pixels(x: Tensor, weight: Tensor, bias: Tensor, num_frames: int, groups: int, eps: float) -> Tensor:
     """GroupNorm of each frame, laid out by pixels: (b f) c h w -> (b h w) f c."""
-    x = _plain(x)
+    check_frames(x, num_frames, len(weight))
+    x = plain(x)
     (pictures, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
     with torch.cuda.device_of(x):  # Triton launches on the current device, wherever the tensors are
         mean, rstd = group_statistics(x, groups, eps)
@@ -191,7 +211,8 @@ def normed_pixels(x: Tensor, weight: Tensor, bias: Tensor, num_frames: int, grou
 
 def add_to_frames(h: Tensor, x: Tensor) -> Tensor:
     """x + h laid out as frames again: (b h w) f c -> (b f) c h w, in memory as x is."""
-    h, x = h.contiguous(), _plain(x)
+    check_frames(x, h.shape[1], h.shape[2])
+    h, x = h.contiguous(), plain(x)
     (pictures, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
     out = torch.empty_like(x)
     grid = (triton.cdiv(channels, CHANNELS) * triton.cdiv(pixels, PIXELS) * pictures,)

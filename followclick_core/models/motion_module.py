@@ -188,7 +188,7 @@ class TemporalTransformer(nn.Module):
         self.proj_out = zero_(nn.Linear(channels, channels))
 
     def forward(self, x: Frames, num_frames: int, text: MotionText | None = None) -> Frames:
-        if motion_ops.run_fused(x, self.proj_in.weight, self.num_heads):
+        if motion_ops.run_fused(x, self._first_weights(), self.num_heads):
             return self.forward_fused(x, num_frames, text)
         height, width = x.shape[-2:]
         h = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=num_frames)
@@ -199,17 +199,27 @@ class TemporalTransformer(nn.Module):
         h = rearrange(self.proj_out(h), "(b h w) f c -> (b f) c h w", h=height, w=width)
         return x + h
 
+    def _first_weights(self) -> tuple[Tensor, Tensor]:
+        """Of this module and of its feed-forward, which FSDP keeps in shards by itself."""
+        wide: nn.Linear = self.transformer_blocks[0].ff.net[0].proj  # type: ignore[assignment,union-attr]
+        return self.proj_in.weight, wide.weight
+
     def forward_fused(self, x: Frames, num_frames: int, text: MotionText | None = None) -> Frames:
-        """`forward` by the operators of `motion_ops`: large matrix products, few passes over memory between."""
+        """`forward` by the operators of `motion_ops`: large matrix products, few passes over memory between.
+
+        Raises:
+            ValueError: `x` has other channels, or no whole number of clips.
+        """
         norm, (block,) = self.norm, self.transformer_blocks
         biases = [attention.to_out[0].bias for attention in block.branches(text)]  # type: ignore[union-attr,operator]
         first, ahead = motion_ops.sum_biases([self.proj_in.bias, *biases, block.ff.net[2].bias])  # type: ignore[union-attr]
         h = motion_ops.normed_pixels(x, norm.weight, norm.bias, num_frames, norm.num_groups, norm.eps)
-        stream = F.linear(h.flatten(0, 1), self.proj_in.weight, first)
+        shape, stream = h.shape, F.linear(h.flatten(0, 1), self.proj_in.weight, first)
+        del h  # as large as the stream, and not read again
         positions = frame_positions(num_frames, self.channels, x.device, x.dtype)
         block.add_in_place(stream, ahead, positions, text)  # type: ignore[operator]
         last: nn.Linear = self.proj_out  # type: ignore[assignment]
-        return motion_ops.add_projected(stream.view(h.shape), last.weight, last.bias, x)
+        return motion_ops.add_projected(stream.view(shape), last.weight, last.bias, x)
 
 
 class MotionModule(nn.Module):

@@ -5,34 +5,41 @@ dispatcher, which costs more time than a small kernel runs. Triton is imported w
 """
 
 import functools
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .temporal_attention import LEAST_CAPABILITY, MAX_HEAD_DIM, attend_with_sdpa
-
-logger = logging.getLogger("followclick")
+from .kernel_checks import Comparison, agree, capable
+from .temporal_attention import MAX_HEAD_DIM
 
 HOPPER = (9, 0)
 # Wider layers have so much arithmetic for each byte that cuBLAS and a pass over its product are as fast.
 MAX_GATED_WIDTH = 640
 # Up to this width the last layer, the layout back and the sum are one kernel.
 MAX_ADDED_WIDTH = 0
-# ||kernel - PyTorch|| / ||PyTorch||: bfloat16 is good for 0.004.
-TOLERANCE = 0.01
+# What a kernel can read where it lies.
+PLAIN = (Tensor, torch.nn.Parameter)
+
+_unregistered: set[str] = set()
 
 
 def _operator(fake: Callable) -> Callable[[Callable], Callable]:
-    """Registers a function; `fake` gives a result's shape, layout and type without computing it."""
+    """Registers a function; `fake` gives a result's shape, layout and type without computing it.
+
+    A PyTorch that cannot register it can still call it, so nothing but compiled modules goes without.
+    """
 
     def register(function: Callable) -> Callable:
         name = function.__name__
-        torch.library.custom_op(f"followclick::{name}", function, mutates_args=()).register_fake(fake)
-        registered = getattr(torch.ops.followclick, name)
+        try:
+            torch.library.custom_op(f"followclick::{name}", function, mutates_args=()).register_fake(fake)
+            registered = getattr(torch.ops.followclick, name)
+        except Exception:  # before 2.4 there is no custom_op, and each version since reads other annotations
+            _unregistered.add(name)
+            return function
 
         @functools.wraps(function)
         def call(*arguments: object) -> object:
@@ -55,15 +62,21 @@ def normed_pixels(x: Tensor, weight: Tensor, bias: Tensor, num_frames: int, grou
     return layout_kernels.normed_pixels(x, weight, bias, num_frames, groups, eps)
 
 
-@_operator(lambda _h, x: torch.empty_like(x))
+def _frames_like(*arguments: Tensor) -> Tensor:
+    from .layout_kernels import plain
+
+    return torch.empty_like(plain(arguments[-1]))
+
+
+@_operator(_frames_like)
 def add_to_frames(h: Tensor, x: Tensor) -> Tensor:
-    """x + h laid out as frames again: (b h w) f c -> (b f) c h w, in memory as x is."""
+    """x + h laid out as frames again: (b h w) f c -> (b f) c h w, in memory as x is if that is one of two layouts."""
     from . import layout_kernels
 
     return layout_kernels.add_to_frames(h, x)
 
 
-@_operator(lambda _h, _weight, _bias, x: torch.empty_like(x))
+@_operator(_frames_like)
 def add_linear_to_frames(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     """x + (h weight^T + bias), as `add_to_frames` lays it out."""
     from . import frames_kernel
@@ -81,17 +94,17 @@ def norm_rows(
     return row_kernels.norm_rows(x, weight, bias, eps, ahead, positions)
 
 
-def _sums_of(biases: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _sums_of(biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     like = biases[0]
     return torch.empty_like(like), like.new_empty(len(biases) - 1, len(like), dtype=torch.float32)
 
 
 @_operator(_sums_of)
-def sum_biases(biases: list[Tensor]) -> tuple[Tensor, Tensor]:
+def sum_biases(biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The sum of all biases [c], and float32 [len - 1, c]: in row i the sum of those after the i-th."""
     from . import row_kernels
 
-    return row_kernels.sum_biases(biases)
+    return row_kernels.sum_biases(list(biases))
 
 
 @_operator(lambda product: product.new_empty(len(product), product.shape[1] // 2))
@@ -111,9 +124,14 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @torch.compiler.assume_constant_result
-@functools.lru_cache(maxsize=16)
 def is_hopper(device_index: int) -> bool:
     """Whether a GPU has the shared memory and the matrix units that the tiles of `gated_linear` are made for."""
+    return _is_hopper(device_index)
+
+
+# Within the constant, as torch.compile ignores a cache that it meets and follows what is cached.
+@functools.lru_cache(maxsize=16)
+def _is_hopper(device_index: int) -> bool:
     return torch.version.hip is None and torch.cuda.get_device_capability(device_index) == HOPPER
 
 
@@ -132,46 +150,48 @@ def add_projected(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     return add_to_frames(F.linear(h, weight, bias), x)
 
 
-def run_fused(x: Tensor, weight: Tensor, num_heads: int) -> bool:
-    """Whether a module with this input and first weight runs by these operators: on a GPU, without gradients."""
+def run_fused(x: Tensor, weights: Sequence[Tensor], num_heads: int) -> bool:
+    """Whether a module with this input runs by these operators: on a GPU, without gradients.
+
+    Args:
+        weights: The first layer's, [c, c], and one of each submodule that might keep its weights in a way of its own.
+    """
+    channels = weights[0].shape[0]
     return (
         x.is_cuda
         and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled(x.device.type)
-        and x.dtype == weight.dtype
+        and not torch.is_autocast_enabled()
+        # Kernels read memory as it is; shards (FSDP) and packed weights become whole only where their layer is called.
+        and all(type(weight) in PLAIN and weight.dtype == x.dtype for weight in weights)
         and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and weight.shape[0] // num_heads <= MAX_HEAD_DIM
-        and operators_work(x.device.index, x.dtype, weight.shape[0], num_heads)
+        and channels // num_heads <= MAX_HEAD_DIM
+        and not (_unregistered and torch.compiler.is_compiling())
+        and operators_work(x.device.index, x.dtype, channels)
     )
 
 
 @torch.compiler.assume_constant_result
-@functools.lru_cache(maxsize=64)
-def operators_work(device_index: int, dtype: torch.dtype, channels: int, num_heads: int) -> bool:
+def operators_work(device_index: int, dtype: torch.dtype, channels: int) -> bool:
     """Whether the kernels can be built for this GPU, type and width, and compute what PyTorch does; tried once each."""
-    if torch.version.hip is not None or torch.cuda.get_device_capability(device_index) < LEAST_CAPABILITY:
+    return _operators_work(device_index, dtype, channels)
+
+
+@functools.lru_cache(maxsize=64)
+def _operators_work(device_index: int, dtype: torch.dtype, channels: int) -> bool:
+    if not capable(device_index):
         return False
-    try:
-        with torch.no_grad():
-            for name, ours, theirs in comparisons(torch.device("cuda", device_index), dtype, channels, num_heads):
-                error = (ours.float() - theirs.float()).norm() / theirs.float().norm()
-                if not error < TOLERANCE:
-                    raise ArithmeticError(f"{name} is off by {error:.2g}")
-    except Exception as error:  # a missing, old or broken Triton fails in many ways, none of which should stop anybody
-        logger.info("Motion modules of %d channels run without their Triton kernels: %s", channels, error)
-        return False
-    return True
+    compare = functools.partial(comparisons, torch.device("cuda", device_index), dtype, channels)
+    return agree("Motion modules run", f"{channels} channels, {dtype}", compare)
 
 
 def comparisons(
     device: torch.device,
     dtype: torch.dtype,
     channels: int,
-    num_heads: int,
     frames: int = 16,
     size: int = 3,
     clips: int = 2,
-) -> list[tuple[str, Tensor, Tensor]]:
+) -> list[Comparison]:
     """Each operator's result beside PyTorch's for the same numbers, with its name."""
     groups = 32
 
@@ -203,13 +223,12 @@ def comparisons(
     results.append(("LayerNorm", norm_rows(rows, weight, bias, 1e-5, tails[1], positions), placed))
     plain = F.layer_norm(rows.float(), (channels,), weight.float(), bias.float(), 1e-5)
     results.append(("plain LayerNorm", norm_rows(rows, weight, bias, 1e-5, None, None), plain))
-    wide, wide_bias = wave(8 * channels, channels, speed=2.1) / channels**0.5, wave(8 * channels, speed=1.1)
-    product = F.linear(rows, wide, wide_bias)
-    value, gate = F.linear(rows.float(), wide.float(), wide_bias.float()).chunk(2, dim=-1)
+    product = wave(24, 8 * channels, speed=1.9)
+    value, gate = product.float().chunk(2, dim=-1)
     results.append(("gate", gate_product(product), value * F.gelu(gate)))
+    # Of the hidden channels a part, which the same program computes: all of them would be most of the memory.
+    hidden = 2 * min(4 * channels, 256)
+    wide, wide_bias = wave(hidden, channels, speed=2.1) / channels**0.5, wave(hidden, speed=1.1)
+    value, gate = F.linear(rows.float(), wide.float(), wide_bias.float()).chunk(2, dim=-1)
     results.append(("gated linear layer", gated(rows, wide, wide_bias), value * F.gelu(gate)))
-    packed = wave(4, frames, 3 * channels, speed=1.9)
-    from .temporal_kernel import attend
-
-    results.append(("attention", attend(packed, num_heads), attend_with_sdpa(packed.float(), num_heads)))
     return results

@@ -94,7 +94,8 @@ def gelu(x):
     power = power * far - 0.45999244
     power = power * far - 1.1507879
     power = power * far - 1.0000377
-    return tl.maximum(x, 0.0) - far * tl.exp2(power)
+    # Of infinity the rest would be infinity times zero.
+    return tl.where(x == float("inf"), x, tl.maximum(x, 0.0) - far * tl.exp2(power))
 
 
 @triton.jit

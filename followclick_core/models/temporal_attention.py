@@ -7,7 +7,6 @@ head, and writes what the next layer reads. Everywhere else PyTorch's own attent
 """
 
 import functools
-import logging
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-logger = logging.getLogger("followclick")
+from .kernel_checks import Comparison, agree, capable
 
 Packed = Float[Tensor, "n f three_c"]  # queries, keys and values of n pixels' f frames, side by side
 Attended = Float[Tensor, "n f c"]
@@ -24,8 +23,6 @@ Attended = Float[Tensor, "n f c"]
 MAX_ATTENTION_ROWS = 65_535
 # Longer clips fill the tiles of the ordinary kernels, and wider heads would not fit into a warp's registers.
 MAX_FRAMES, MAX_HEAD_DIM = 32, 160
-# bfloat16 products need tensor cores of this generation.
-LEAST_CAPABILITY = (8, 0)
 
 
 def attend_over_time(qkv: Packed, num_heads: int) -> Attended:
@@ -43,30 +40,49 @@ def runs_as_kernel(qkv: Packed, num_heads: int) -> bool:
     """Whether the Triton kernel takes this product."""
     head_dim = qkv.shape[-1] // (3 * num_heads)
     small = qkv.shape[1] <= MAX_FRAMES and 16 <= head_dim <= MAX_HEAD_DIM
-    return qkv.is_cuda and small and qkv.is_contiguous() and kernel_works(qkv.device.index)
+    if not (qkv.is_cuda and small and qkv.is_contiguous()):
+        return False
+    return kernel_works(qkv.device.index, qkv.dtype, head_dim, torch.is_grad_enabled())
 
 
 @torch.compiler.assume_constant_result
-@functools.lru_cache(maxsize=16)
-def kernel_works(device_index: int) -> bool:
-    """Whether the kernel can be built for this GPU and then computes what PyTorch does; tried once for each.
+def kernel_works(device_index: int, dtype: torch.dtype, head_dim: int, training: bool) -> bool:
+    """Whether the kernel, and for training its gradient, can be built and computes what PyTorch does; tried once each.
 
     Triton does not come with every PyTorch, and it needs a C compiler: where anything is missing, PyTorch attends.
     """
-    if torch.version.hip is not None or torch.cuda.get_device_capability(device_index) < LEAST_CAPABILITY:
-        return False
-    try:
-        from . import temporal_kernel  # noqa: F401  # registers the operator; takes a while
+    return _kernel_works(device_index, dtype, head_dim, training)
 
-        with torch.no_grad():
-            qkv = torch.linspace(-1, 1, 2 * 16 * 96, device=f"cuda:{device_index}").sin().view(2, 16, 96)
-            ours, theirs = torch.ops.followclick.temporal_attention(qkv, 2), attend_with_sdpa(qkv, 2)
-            if not torch.allclose(ours, theirs, atol=1e-3):
-                raise ArithmeticError(f"it is off by {(ours - theirs).abs().max():.2g}")
-    except Exception as error:  # a missing, old or broken Triton fails in many ways, none of which should stop anybody
-        logger.info("Temporal attention runs without its Triton kernel: %s", error)
+
+# Within the constant, as torch.compile ignores a cache that it meets and follows what is cached.
+@functools.lru_cache(maxsize=64)
+def _kernel_works(device_index: int, dtype: torch.dtype, head_dim: int, training: bool) -> bool:
+    if not capable(device_index):
         return False
-    return True
+    compare = functools.partial(comparisons, torch.device("cuda", device_index), dtype, head_dim, training)
+    return agree("Temporal attention runs", f"heads of {head_dim} channels, {dtype}", compare)
+
+
+def comparisons(
+    device: torch.device, dtype: torch.dtype, head_dim: int, training: bool, frames: int = 16, heads: int = 2
+) -> list[Comparison]:
+    """Attention, and for training its gradient, beside PyTorch's for the same numbers."""
+    from . import temporal_kernel
+
+    def noise(channels: int, seed: int) -> Tensor:
+        # Not waves: between those the gradients nearly cancel, and rounding to bfloat16 is as large as what is left.
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(2, frames, channels, generator=generator).to(device, dtype)
+
+    qkv, grad = noise(3 * heads * head_dim, seed=0), noise(heads * head_dim, seed=1)
+    with torch.set_grad_enabled(training):
+        wide = qkv.float().requires_grad_(training)
+        theirs = attend_with_sdpa(wide, heads)
+    results = [("attention", temporal_kernel.attend(qkv, heads), theirs.detach())]
+    if training:
+        (expected,) = torch.autograd.grad(theirs, wide, grad.float())
+        results.append(("attention's gradient", temporal_kernel.attend_backward(qkv, grad, heads), expected))
+    return results
 
 
 def attend_with_sdpa(qkv: Packed, num_heads: int) -> Attended:

@@ -107,6 +107,14 @@ def pieces(width: int) -> tuple[int, int]:
     return first, max(16, 1 << (rest - 1).bit_length()) if rest > 0 else 0
 
 
+def attention_warps(dtype: torch.dtype, rows: int, columns: int) -> int:
+    """A warp for each 16 rows, the height of a tensor core's tile: so no row of weights is spread over warps.
+
+    Wide heads of float32, which has no tensor cores at full precision, would not fit into so few warps' registers.
+    """
+    return rows // 4 if dtype == torch.float32 and columns > 80 else rows // 16
+
+
 def attend(qkv: Tensor, num_heads: int) -> Tensor:
     """Attention of n pixels' frames, [n, f, 3 c] -> [n, f, c]."""
     # A compiler that pads its buffers may hand over others than it was shown.
@@ -115,9 +123,20 @@ def attend(qkv: Tensor, num_heads: int) -> Tensor:
     out = qkv.new_empty(len(qkv), frames, packed // 3)
     rows = max(16, triton.next_power_of_2(frames))
     columns, rest = pieces(packed // (3 * num_heads))
-    # A warp for each 16 rows, the height of a tensor core's tile: so no row of weights is spread over warps.
-    _launch(_forward, (qkv, out), num_heads, F=rows, D=columns, REST=rest, num_warps=rows // 16)
+    warps = attention_warps(qkv.dtype, rows, columns + rest)
+    _launch(_forward, (qkv, out), num_heads, F=rows, D=columns, REST=rest, num_warps=warps)
     return out
+
+
+def attend_backward(qkv: Tensor, grad: Tensor, num_heads: int) -> Tensor:
+    """The gradient of `attend`: [n, f, 3 c] and [n, f, c] -> [n, f, 3 c]."""
+    qkv, grad = qkv.contiguous(), grad.contiguous()
+    grad_qkv = torch.empty_like(qkv)
+    rows = max(16, triton.next_power_of_2(qkv.shape[1]))
+    columns = max(16, triton.next_power_of_2(qkv.shape[2] // (3 * num_heads)))
+    warps = 1 if rows * columns <= 1024 else 4
+    _launch(_backward, (qkv, grad, grad_qkv), num_heads, F=rows, D=columns, num_warps=warps)
+    return grad_qkv
 
 
 @torch.library.custom_op("followclick::temporal_attention", mutates_args=())
@@ -127,13 +146,7 @@ def _temporal_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
 @torch.library.custom_op("followclick::temporal_attention_backward", mutates_args=())
 def _temporal_attention_backward(qkv: Tensor, grad: Tensor, num_heads: int) -> Tensor:
-    qkv, grad = qkv.contiguous(), grad.contiguous()
-    grad_qkv = torch.empty_like(qkv)
-    rows = max(16, triton.next_power_of_2(qkv.shape[1]))
-    columns = max(16, triton.next_power_of_2(qkv.shape[2] // (3 * num_heads)))
-    warps = 1 if rows * columns <= 1024 else 4
-    _launch(_backward, (qkv, grad, grad_qkv), num_heads, F=rows, D=columns, num_warps=warps)
-    return grad_qkv
+    return attend_backward(qkv, grad, num_heads)
 
 
 @_temporal_attention.register_fake

@@ -9,7 +9,7 @@ import json
 import torch
 from torch import Tensor
 
-from followclick_core.models import motion_module, motion_ops, row_kernels
+from followclick_core.models import motion_module, motion_ops, row_kernels, temporal_attention
 from followclick_core.models.frames_kernel import Tiles as FrameTiles
 from followclick_core.models.frames_kernel import add_linear_to_frames
 from followclick_core.models.gated_linear_kernel import Tiles, gated_linear
@@ -46,7 +46,8 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def operator_errors(channels: int, heads: int, frames: int, size: int, clips: int) -> dict[str, float]:
-    compared = motion_ops.comparisons(CPU, torch.float32, channels, heads, frames, size, clips)
+    compared = motion_ops.comparisons(CPU, torch.float32, channels, frames, size, clips)
+    compared += temporal_attention.comparisons(CPU, torch.float32, channels // heads, False, frames, heads)
     return {name: relative(ours, theirs) for name, ours, theirs in compared}
 
 

@@ -4,14 +4,16 @@ import importlib.util
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from followclick_core.models import temporal_attention
+import followclick_core.models
+from followclick_core.models import kernel_checks, temporal_attention
 from followclick_core.models.temporal_attention import attend_over_time, attend_with_sdpa
 
-HEADS = 2
+HEADS, CPU = 2, torch.device("cpu")
 
 # Triton reads the variable when it is imported, so the interpreter needs a process of its own.
 INTERPRETED = """
@@ -50,6 +52,44 @@ def test_the_kernel_and_its_gradients_equal_pytorchs_attention(layout, sizes):
     assert done.stdout.strip() == "equal True", done.stderr[-2000:]
 
 
+# What a GPU's program of the kernel keeps outside registers; made by the compiler alone, without a GPU.
+BUILT = """
+import json, re, subprocess, sys, tempfile
+from pathlib import Path
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from followclick_core.models import temporal_kernel
+
+def spilled(frames, width):
+    columns, rest = temporal_kernel.pieces(width)
+    constants = {"heads": 8, "head_dim": width, "F": frames, "D": columns, "REST": rest}
+    types = {"qkv": "*fp32", "out": "*fp32", "scale": "fp32", "frames": "i32"}
+    aligned = {(index,): [["tt.divisibility", 16]] for index in range(2)}
+    signature = {**types, **dict.fromkeys(constants, "constexpr")}
+    source = ASTSource(temporal_kernel._forward, signature, constants, aligned)
+    options = {"num_warps": temporal_kernel.attention_warps(torch.float32, frames, columns + rest)}
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder) / "kernel.ptx"
+        ptx.write_text(built.asm["ptx"])
+        assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+        told = subprocess.run([assembler, "-v", "--gpu-name=sm_90a", ptx, "-o", Path(folder) / "kernel"],
+                              capture_output=True, text=True, check=True).stderr
+    return int(re.search(r"(\\d+) bytes spill stores", told)[1])
+
+print(json.dumps([spilled(frames, width) for frames, width in ((16, 40), (16, 80), (16, 160), (32, 160))]))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not made for this platform")
+def test_heads_of_float32_stay_in_registers(tmp_path):
+    environment = {**_environment(), "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run([sys.executable, "-c", BUILT], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "[0, 0, 0, 0]", done.stderr[-2000:] or done.stdout
+
+
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path))}
 
@@ -62,23 +102,76 @@ def test_without_a_gpu_pytorch_attends():
     torch.testing.assert_close(attend_over_time(qkv, HEADS), (weights @ v).transpose(1, 2).flatten(2))
 
 
+class OnGpu(torch.Tensor):
+    """What says of itself that it lies on a GPU."""
+
+    is_cuda, device = True, torch.device("cuda", 0)  # type: ignore[assignment]
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (9, 0))
+    temporal_attention._kernel_works.cache_clear()
+    kernel_checks._warn.cache_clear()
+
+
 @pytest.mark.parametrize("fault", [ImportError("no triton"), RuntimeError("no C compiler")])
-def test_a_kernel_that_cannot_be_built_is_left_out_with_a_word(monkeypatch, caplog, fault):
+def test_a_kernel_that_cannot_be_built_is_left_out_with_a_warning(hopper, monkeypatch, caplog, fault):
     def broken(*_args, **_options):
         raise fault
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (9, 0))
-    monkeypatch.setattr(temporal_attention.torch, "linspace", broken)
-    temporal_attention.kernel_works.cache_clear()
-    with caplog.at_level("INFO", "followclick"):
-        assert not temporal_attention.kernel_works(0)
-    assert "without its Triton kernel" in caplog.text
+    monkeypatch.setattr(temporal_attention, "comparisons", broken)
+    with caplog.at_level("WARNING", "followclick"):
+        assert not temporal_attention.kernel_works(0, torch.bfloat16, 40, False)
+    assert f"Temporal attention runs without Triton kernels, so more slowly: {fault}" in caplog.text
 
 
 def test_old_gpus_are_not_tried(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (7, 5))
-    temporal_attention.kernel_works.cache_clear()
-    assert not temporal_attention.kernel_works(0)
+    temporal_attention._kernel_works.cache_clear()
+    assert not temporal_attention.kernel_works(0, torch.bfloat16, 40, False)
+
+
+def test_a_kernel_that_fails_is_left_out_for_its_type_width_and_gradient_alone(hopper, monkeypatch):
+    def compare(_device, dtype, head_dim, training):
+        off = dtype == torch.float32 or head_dim == 160 or training
+        return [("attention", torch.ones(3) + off, torch.ones(3))]
+
+    monkeypatch.setattr(temporal_attention, "comparisons", compare)
+
+    def runs(dtype, head_dim):
+        qkv = torch.ones(1, 16, 3 * HEADS * head_dim, dtype=dtype).as_subclass(OnGpu)
+        return temporal_attention.runs_as_kernel(qkv, HEADS)
+
+    with torch.no_grad():
+        assert runs(torch.bfloat16, 40)
+        assert not runs(torch.float32, 40)
+        assert not runs(torch.bfloat16, 160)
+    assert not runs(torch.bfloat16, 40)
+
+
+@pytest.mark.parametrize("head_dim", [16, 40, 80, 160])
+def test_rounding_to_bfloat16_alone_passes_the_check(hopper, monkeypatch, head_dim):
+    """Of the gradient too, which rounds its weights and their gradients between its products."""
+    comparisons = temporal_attention.comparisons
+    monkeypatch.setattr(temporal_attention, "comparisons", lambda _gpu, *sizes: comparisons(CPU, *sizes))
+    stand_in = SimpleNamespace(attend=attend_with_sdpa, attend_backward=rounded_gradient)
+    monkeypatch.setitem(sys.modules, "followclick_core.models.temporal_kernel", stand_in)
+    monkeypatch.setattr(followclick_core.models, "temporal_kernel", stand_in, raising=False)
+    assert temporal_attention.kernel_works(0, torch.bfloat16, head_dim, True)
+
+
+def rounded_gradient(qkv, grad, heads):
+    def split(t, parts):
+        return t.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).float()
+
+    (q, k, v), (g,) = split(qkv, 3), split(grad, 1)
+    scale = q.shape[-1] ** -0.5
+    weights = (q @ k.mT * scale).softmax(-1)
+    of_weights = g @ v.mT
+    of_scores = (weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) * scale).to(qkv.dtype).float()
+    parts = torch.stack([of_scores @ k, of_scores.mT @ q, weights.to(qkv.dtype).float().mT @ g])
+    return parts.permute(1, 3, 0, 2, 4).flatten(2).to(qkv.dtype)
 
 
 @pytest.mark.parametrize("limit", [HEADS, 3 * HEADS, 3 * HEADS + 1])
