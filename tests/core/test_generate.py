@@ -8,7 +8,7 @@ import torch
 from followclick_core import generate
 from followclick_core.conditioning import first_frame_condition
 from followclick_core.diffusion.schedule import NoiseSchedule, trailing_timesteps
-from followclick_core.generate import SamplingParams, decode_clip, generate_latents, initial_noise
+from followclick_core.generate import SamplingParams, decode_clip, fastest_dtype, generate_latents, initial_noise
 from followclick_core.models.attach import MotionConditioning, attach
 from followclick_core.models.bundle import ModelBundle
 from followclick_core.models.motion_model import MotionModel, MotionParams
@@ -180,3 +180,22 @@ def test_windows_too_short_for_a_quarter_share_a_frame(bundle, request_, length)
     assert torch.isfinite(generate_latents(bundle, **request_ | {"params": params})).all()
     with pytest.raises(ValueError, match="cannot overlap by 0"):
         generate_latents(bundle, **request_ | {"params": replace(params, context_overlap=0)})
+
+
+@pytest.mark.parametrize(
+    ("device", "features", "dtype"),
+    [
+        ("cpu", {"avx512_bf16": True}, torch.bfloat16),
+        ("cpu", {"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ("cpu", {"avx512_bf16": False, "avx2": True}, None),
+        ("cuda", {"avx512_bf16": True}, None),
+    ],
+)
+def test_bfloat16_is_chosen_where_a_cpu_multiplies_it_faster(monkeypatch, device, features, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    assert fastest_dtype(torch.device(device)) is dtype
+
+
+def test_a_pytorch_that_does_not_know_the_cpu_computes_in_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert fastest_dtype(torch.device("cpu")) is None
