@@ -18,7 +18,7 @@ from . import clip_files
 from .clip import Clip
 from .diffusion.samplers import Callback
 from .flow.magnitude import measure_motion
-from .generate import LATENT_SCALE, SamplingParams, decode_clip, fastest_dtype, generate_latents
+from .generate import LATENT_SCALE, WHOLE_SAMPLING, SamplingParams, decode_clip, fastest_dtype, generate_latents
 from .images import to_rgb_uint8
 from .models.bundle import ModelBundle, load_bundle, weights_path
 from .segment import ImageEmbedding, MaskCandidates, Segmenter, clicks_from_pixels, load_segmenter
@@ -226,9 +226,10 @@ class Animator:
         progress: Progress | None = None,
         seconds: dict[str, float] | None = None,
         clicks: Sequence[tuple[float, float, int]] = (),
+        guidance_interval: tuple[float, float] = WHOLE_SAMPLING,
     ) -> Clip:
         """`animate` with the region at hand, bool h w like the image; `seconds` and `clicks` go into the report."""
-        params = SamplingParams(num_frames, steps, guidance_scale)
+        params = SamplingParams(num_frames, steps, guidance_scale, guidance_interval=guidance_interval)
         moving = MovingObject(mask, motion, magnitude, clicks)
         return self.animate_objects(image, [moving], params, seed, progress, seconds)
 
@@ -319,6 +320,8 @@ def _asked(objects: Sequence[MovingObject], params: SamplingParams, seed: int) -
     }
     if len(objects) > 1:
         asked |= {"also": moving[1:], "region_mode": params.region_mode}
+    if params.guidance_interval != WHOLE_SAMPLING:
+        asked |= {"guidance_interval": list(params.guidance_interval)}
     if params.reuse is not None:
         asked |= {"reuse_features": params.reuse.interval}
     if params.crop_context is not None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .acceleration.feature_reuse import FeatureCache, reusing_call
 from .diffusion.guidance import guide
+from .diffusion.samplers import Denoiser
 from .diffusion.schedule import NoiseSchedule
 from .models.attach import Attachment, MotionConditioning
 from .models.unet import UNet
@@ -103,3 +104,17 @@ class ClipDenoiser:
             begin = begin.repeat(len(condition) // len(begin), 1, 1, 1)
             condition = continued_condition(condition, window, begin, self.layout)
         return replace(motion, num_frames=len(window), first_frame=condition)
+
+
+def guided_within(
+    interval: tuple[float, float], guided: Denoiser, unguided: Denoiser, schedule: NoiseSchedule
+) -> Denoiser:
+    """`guided` while the share of the sampling that is done lies in `interval`, `unguided` outside it."""
+    start, end = interval
+    steps = schedule.params.num_train_timesteps
+
+    def predict(x_t: Video, t: Timesteps) -> Video:
+        done = 1 - (float(t.max()) + 1) / steps
+        return guided(x_t, t) if start <= done <= end else unguided(x_t, t)
+
+    return predict

@@ -1,7 +1,7 @@
 """From a first frame, a mask, a motion prompt and a magnitude to a clip: the method's inference (paper section 4)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 from .acceleration.crop import box_share, latent_box
 from .acceleration.feature_reuse import FeatureCache, ReuseParams, check_depth
 from .conditioning import first_frame_condition, resize_mask
-from .denoiser import ClipDenoiser, Entry
+from .denoiser import ClipDenoiser, Entry, guided_within
 from .diffusion.samplers import Callback, sample_ddim
 from .diffusion.schedule import NoiseSchedule, trailing_timesteps
 from .models.attach import MotionConditioning, attach
@@ -24,6 +24,7 @@ from .windows import context_windows, window_weights
 # Latent pixels have this many image pixels on a side.
 LATENT_SCALE = 8
 DECODED_AT_ONCE = 4
+WHOLE_SAMPLING = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class SamplingParams:
     """How to sample; the defaults are the paper's (section 5.1), with trailing timesteps.
 
     Args:
+        guidance_interval: Guide only in this share of the sampling, 0 to 1, first to last step; outside it the
+            unconditional half is not computed (Kynkäänniemi et al. 2024, arXiv:2404.07724).
         region_mode: How several regions of a picture are computed, one of regions.REGION_MODES.
         context_length: Clips of more frames are sampled in overlapping windows of so many; None: what the model was
             trained on.
@@ -47,6 +50,7 @@ class SamplingParams:
     steps: int = 25
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = WHOLE_SAMPLING
     region_mode: str = "blended"
     context_length: int | None = None
     context_overlap: int | None = None
@@ -57,6 +61,13 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         check_region_mode(self.region_mode)
+        start, end = self.guidance_interval
+        if not 0 <= start < end <= 1:
+            raise ValueError(
+                f"The interval of guidance goes from 0 to 1 and has a length; {start:g} to {end:g} has not."
+            )
+        if self.reuse is not None and self.guidance_interval != WHOLE_SAMPLING:
+            raise ValueError("Features cannot be reused where guidance comes and goes; choose one of the two.")
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype | None:
@@ -117,21 +128,28 @@ def _sample(
     if params.reuse is not None:
         check_depth(bundle.unet, params.reuse)
     attachment = attach(bundle.unet, bundle.motion)
-    try:
-        denoiser = ClipDenoiser(
+
+    def denoiser(guidance_scale: float) -> ClipDenoiser:
+        flat, guided = [text for each in texts for text in each], guidance_scale != 1
+        return ClipDenoiser(
             bundle.unet,
             attachment,
             schedule,
             bundle.motion.layout,
-            _entries(bundle, z_0, masks, [text for each in texts for text in each], magnitudes, params),
+            _entries(bundle, z_0, masks, flat, magnitudes, replace(params, guidance_scale=guidance_scale)),
             *_windows(bundle, params),
-            params.guidance_scale,
+            guidance_scale,
             params.guidance_rescale,
-            guided=params.guidance_scale != 1,
+            guided=guided,
             autocast=params.autocast,
             features=None if params.reuse is None else FeatureCache(params.reuse, params.steps),
         )
-        return sample_ddim(denoiser, schedule, x_t, trailing_timesteps(params.steps), callback)
+
+    try:
+        predict = denoiser(params.guidance_scale)
+        if params.guidance_interval != WHOLE_SAMPLING:
+            predict = guided_within(params.guidance_interval, predict, denoiser(1.0), schedule)
+        return sample_ddim(predict, schedule, x_t, trailing_timesteps(params.steps), callback)
     finally:
         attachment.detach()
 

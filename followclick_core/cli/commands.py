@@ -40,6 +40,7 @@ def animate(arguments: argparse.Namespace) -> None:
         arguments.frames,
         arguments.steps,
         arguments.cfg,
+        guidance_interval=tuple(arguments.cfg_interval),
         loop=arguments.loop,
         reuse=ReuseParams(arguments.reuse_features) if arguments.reuse_features > 1 else None,
         crop_context=arguments.only_region,

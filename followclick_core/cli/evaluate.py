@@ -5,8 +5,9 @@ Imports are inside the functions, as in commands.py.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from .values import count, seed
+from .values import count, guidance_options, seed
 
 PROGRAM = "python -m followclick_core"
 
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", type=count, default=100, metavar="N", help="how many (default 100)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="which scenes (default 0)")
     parser.add_argument("--steps", type=count, default=25, metavar="N", help="sampling steps (default 25)")
+    guidance_options(parser)
     parser.add_argument(
         "--sweep-scenes",
         type=int,
@@ -110,7 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
             art,
             arguments.scenes,
             arguments.seed,
-            steps=arguments.steps,
+            **_sampling(arguments),
             out_dir=arguments.output,
             size=animator.bundle.preset.size,
             sweep_scenes=_sweep_scenes(arguments),
@@ -131,7 +133,7 @@ def _evaluate_benchmark(arguments: argparse.Namespace, animator, extractors, pro
         animator,
         arguments.benchmark,
         arguments.seed,
-        steps=arguments.steps,
+        **_sampling(arguments),
         out_dir=arguments.output,
         extractors=extractors,
         progress=progress,
@@ -166,7 +168,7 @@ def _sample(arguments: argparse.Namespace, animator, art, progress) -> None:
         art,
         arguments.scenes,
         arguments.seed,
-        steps=arguments.steps,
+        **_sampling(arguments),
         takes=arguments.takes,
         size=animator.bundle.preset.size,
         sweep_scenes=_sweep_scenes(arguments),
@@ -180,6 +182,14 @@ def _sample(arguments: argparse.Namespace, animator, art, progress) -> None:
         done = arguments.scenes - left
         again = f" Give --first-scene {done}, or the same folder again, to go on." if left else ""
         print(f"{arguments.takes}: {done} of {arguments.scenes} scenes.{again}")
+
+
+def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "steps": arguments.steps,
+        "guidance_scale": arguments.cfg,
+        "guidance_interval": tuple(arguments.cfg_interval),
+    }
 
 
 def _sweep_scenes(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from ..version import VERSION
 from . import ablate, build_dataset, commands, evaluate, train
-from .values import count, seed
+from .values import count, guidance_options, seed
 
 PROGRAM = "python -m followclick_core"
 
@@ -129,7 +129,7 @@ def _animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=16, metavar="N", help="length of the clip (default 16)")
     parser.add_argument("--loop", action="store_true", help="the last frame runs into the first")
     parser.add_argument("--steps", type=int, default=25, metavar="N", help="sampling steps (default 25)")
-    parser.add_argument("--cfg", type=float, default=7.5, metavar="X", help="guidance scale (default 7.5)")
+    guidance_options(parser)
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="another seed, another clip (default 0)")
     faster = parser.add_argument_group("faster, and a little off (benchmarks/RESULTS.md says how far)")
     faster.add_argument(

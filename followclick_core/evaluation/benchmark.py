@@ -19,12 +19,13 @@ import numpy as np
 
 from ..animator import Canvas
 from ..data.verbs import canonical_verb
+from ..generate import WHOLE_SAMPLING
 from ..images import load_image, load_mask
 from ..segment import clicks_from_pixels
 from ..shapes import Image, Mask
 from .perceptual import Extractors
 from .report import write_report
-from .scenes import AnimatorSource, with_perceptual_figures
+from .scenes import AnimatorSource, interval_setting, with_perceptual_figures
 from .scoring import Evaluation, score
 from .takes import HeldOutScene, generate
 
@@ -41,6 +42,7 @@ def evaluate_benchmark(
     num_frames: int = 16,
     steps: int = 25,
     guidance_scale: float = 7.5,
+    guidance_interval: tuple[float, float] = WHOLE_SAMPLING,
     *,
     out_dir: str | Path,
     extractors: Extractors | None = None,
@@ -63,6 +65,7 @@ def evaluate_benchmark(
         "num_frames": num_frames,
         "steps": steps,
         "guidance_scale": guidance_scale,
+        **interval_setting(guidance_interval),
     }
     source = BenchmarkSource(
         animator,
@@ -70,6 +73,7 @@ def evaluate_benchmark(
         num_frames=num_frames,
         steps=steps,
         guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval,
         seed=seed,
     )
     generate(source, _counted([scene for scene, _ in scenes], progress), out_dir, settings)

@@ -17,7 +17,7 @@ Takes that were asked for later lie in files of their own, so one scene's may be
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import load_metadata, load_safetensors, save_safetensors
-from ..generate import LATENT_SCALE, SamplingParams, decode_clip, generate_latents
+from ..generate import LATENT_SCALE, WHOLE_SAMPLING, SamplingParams, decode_clip, generate_latents
 from ..shapes import Mask
 from .takes import (
     AS_THEY_ARE,
@@ -98,10 +98,13 @@ class LatentSampler:
         guidance_scale: float = 7.5,
         autocast: torch.dtype | None = None,
         clips_at_once: int = CLIPS_AT_ONCE,
+        guidance_interval: tuple[float, float] = WHOLE_SAMPLING,
     ):
         self.animator = animator
         self.seed = seed
-        self.params = SamplingParams(num_frames, steps, guidance_scale, autocast=autocast)
+        self.params = SamplingParams(
+            num_frames, steps, guidance_scale, autocast=autocast, guidance_interval=guidance_interval
+        )
         self.clips_at_once = clips_at_once
 
     def segment(self, scene: HeldOutScene) -> Mask:
@@ -113,8 +116,7 @@ class LatentSampler:
         """Latents of one batch, float16 on the CPU, n 4 f h/8 w/8."""
         latents = self._sample(requests, self.params)
         if not bool(latents.isfinite().all()):
-            without = SamplingParams(self.params.num_frames, self.params.steps, self.params.guidance_scale)
-            latents = self._sample(requests, without)
+            latents = self._sample(requests, replace(self.params, autocast=None))
         return latents.half().cpu()
 
     def _sample(self, requests: Sequence[tuple[_SceneTakes, Ask]], params: SamplingParams) -> Tensor:

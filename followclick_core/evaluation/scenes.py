@@ -22,6 +22,7 @@ import torch
 from ..data.art import ArtPack
 from ..data.scenes import SceneBatch, SceneGenerator, SceneParams
 from ..data.verbs import VERBS
+from ..generate import WHOLE_SAMPLING
 from ..shapes import Mask
 from .latents import LatentSampler, StoredTakes, read_sampling, sample_takes, write_takes
 from .metrics import edge_distance, mean_figure
@@ -50,6 +51,7 @@ class _Run:
     guidance_scale: float
     size: int
     verbs: Sequence[str]
+    guidance_interval: tuple[float, float] = WHOLE_SAMPLING
 
     def scenes(self) -> Iterator[HeldOutScene]:
         return held_out_scenes(self.art, self.num_scenes, self.seed, self.size, self.num_frames, self.verbs)
@@ -60,6 +62,7 @@ class _Run:
             num_frames=self.num_frames,
             steps=self.steps,
             guidance_scale=self.guidance_scale,
+            guidance_interval=self.guidance_interval,
             seed=self.seed,
         )
 
@@ -100,7 +103,13 @@ class _Run:
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
             "verbs": list(self.verbs),
+            **interval_setting(self.guidance_interval),
         }
+
+
+def interval_setting(interval: tuple[float, float]) -> dict[str, Any]:
+    """What settings say of it; nothing where guidance is always on, as clips of before there was a choice say."""
+    return {} if tuple(interval) == WHOLE_SAMPLING else {"guidance_interval": list(interval)}
 
 
 def evaluate_scenes(
@@ -111,6 +120,7 @@ def evaluate_scenes(
     num_frames: int = 16,
     steps: int = 25,
     guidance_scale: float = 7.5,
+    guidance_interval: tuple[float, float] = WHOLE_SAMPLING,
     *,
     out_dir: str | Path,
     size: int = 256,
@@ -140,7 +150,7 @@ def evaluate_scenes(
     Raises:
         ValueError: `takes` or `out_dir` holds those of other weights or settings, or `takes` lacks some.
     """
-    run = _Run(animator, art, num_scenes, seed, num_frames, steps, guidance_scale, size, verbs)
+    run = _Run(animator, art, num_scenes, seed, num_frames, steps, guidance_scale, size, verbs, guidance_interval)
     _make_clips(run, out_dir, Plan(SWEEP_VERBS, sweep_scenes, unseen_scenes), takes, workers, progress)
     evaluation = _with_real_clicks(score(out_dir, verbs, progress, workers), animator, art)
     evaluation = with_perceptual_figures(evaluation, out_dir, extractors or Extractors(), run.scenes(), progress)
@@ -197,6 +207,7 @@ def sample_scenes(
     num_frames: int = 16,
     steps: int = 25,
     guidance_scale: float = 7.5,
+    guidance_interval: tuple[float, float] = WHOLE_SAMPLING,
     *,
     takes: str | Path,
     size: int = 256,
@@ -217,10 +228,16 @@ def sample_scenes(
     Returns:
         How many scenes are still to be sampled.
     """
-    run = _Run(animator, art, num_scenes, seed, num_frames, steps, guidance_scale, size, verbs)
+    run = _Run(animator, art, num_scenes, seed, num_frames, steps, guidance_scale, size, verbs, guidance_interval)
     on_gpu = animator.bundle.device.type == "cuda"
     sampler = LatentSampler(
-        animator, seed, num_frames, steps, guidance_scale, autocast=torch.float16 if on_gpu else None
+        animator,
+        seed,
+        num_frames,
+        steps,
+        guidance_scale,
+        autocast=torch.float16 if on_gpu else None,
+        guidance_interval=guidance_interval,
     )
     sampled = "on a GPU, half precision" if on_gpu else "on a CPU, single precision"
     return sample_takes(

@@ -22,7 +22,7 @@ from followclick_core.evaluation.scenes import (
     score,
 )
 from followclick_core.evaluation.scoring import figures_of
-from followclick_core.evaluation.takes import Plan, read_scenes
+from followclick_core.evaluation.takes import Plan, read_scenes, read_settings
 
 SIZE, FRAMES = 96, 16
 SETTINGS = {"model": "reference", "num_scenes": 6, "seed": 0}
@@ -56,13 +56,17 @@ class SlidingAnimator:
     def __init__(self, scenes):
         self.scenes = {scene.image.tobytes(): scene for scene in scenes}
         self.asked = []
+        self.intervals = set()
 
     def segment(self, image, clicks):
         self.clicks = clicks
         return SimpleNamespace(best=self.scenes[image.tobytes()].mask)
 
-    def animate_mask(self, image, mask, motion, magnitude, num_frames, steps, guidance_scale, seed):
+    def animate_mask(
+        self, image, mask, motion, magnitude, num_frames, steps, guidance_scale, seed, guidance_interval=(0.0, 1.0)
+    ):
         self.asked.append((motion, magnitude, num_frames, steps, guidance_scale, seed))
+        self.intervals.add(guidance_interval)
         frames = np.repeat(image[None], num_frames, axis=0)
         for index, frame in enumerate(frames[1:], start=1):
             shift = round(min(magnitude, 8) * SIZE / 512 * index)
@@ -218,7 +222,7 @@ def evaluated(art, tmp_path_factory):
     verbs = ("move right", "jump")
     animator = SlidingAnimator(held_out_scenes(art, 4, 5, SIZE, FRAMES, verbs))
     evaluation = evaluate_scenes(
-        animator, art, 4, 5, FRAMES, 2, 3.0,
+        animator, art, 4, 5, FRAMES, 2, 3.0, (0.2, 0.8),
         out_dir=folder, size=SIZE, sweep_scenes=2, verbs=verbs, progress=lambda *step: steps.append(step),
     )  # fmt: skip
     return evaluation, folder, animator, steps
@@ -232,6 +236,7 @@ def test_a_model_is_asked_once_per_scene_and_four_times_more_in_the_sweep(evalua
     assert canonical_verb(motion) in ("move right", "jump")
     assert [label for _, _, label in animator.clicks] == [1]
     assert (num_frames, num_steps, guidance_scale, seed) == (FRAMES, 2, 3.0, 5)
+    assert animator.intervals == {(0.2, 0.8)} and read_settings(evaluated[1])["guidance_interval"] == [0.2, 0.8]
     assert steps[-1] == ("score", 4, 4)
     assert ("generate", 4, 4) in steps
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from followclick_core import generate
+from followclick_core.acceleration.feature_reuse import ReuseParams
 from followclick_core.conditioning import first_frame_condition
 from followclick_core.diffusion.schedule import NoiseSchedule, trailing_timesteps
 from followclick_core.generate import SamplingParams, decode_clip, fastest_dtype, generate_latents, initial_noise
@@ -199,3 +200,35 @@ def test_bfloat16_is_chosen_where_a_cpu_multiplies_it_faster(monkeypatch, device
 def test_a_pytorch_that_does_not_know_the_cpu_computes_in_float32(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert fastest_dtype(torch.device("cpu")) is None
+
+
+def counted_halves(bundle):
+    sizes = []
+    bundle.unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
+def test_outside_its_interval_guidance_is_neither_applied_nor_computed(bundle, request_):
+    sizes = counted_halves(bundle)
+    params = SamplingParams(4, 4, 5.0, guidance_interval=(0.25, 0.6))
+    partly = generate_latents(bundle, **request_ | {"params": params})
+    clip = len(request_["seeds"]) * 4
+    assert sizes == [clip, 2 * clip, 2 * clip, clip]  # done before each step: 0, 0.25, 0.5 and 0.75
+    for other in (SamplingParams(4, 4, 5.0), SamplingParams(4, 4, 1.0)):
+        assert not torch.allclose(partly, generate_latents(bundle, **request_ | {"params": other}), atol=1e-4)
+    whole = SamplingParams(4, 4, 5.0, guidance_interval=(0.0, 0.9999))
+    assert torch.equal(
+        generate_latents(bundle, **request_ | {"params": whole}),
+        generate_latents(bundle, **request_ | {"params": SamplingParams(4, 4, 5.0)}),
+    )
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.5), (0.7, 0.2), (-0.1, 1.0), (0.0, 1.5)])
+def test_an_interval_that_is_none_is_refused(interval):
+    with pytest.raises(ValueError, match="interval of guidance"):
+        SamplingParams(guidance_interval=interval)
+
+
+def test_an_interval_and_reused_features_exclude_each_other():
+    with pytest.raises(ValueError, match="one of the two"):
+        SamplingParams(guidance_interval=(0.2, 0.8), reuse=ReuseParams(3))
