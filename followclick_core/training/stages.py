@@ -124,6 +124,8 @@ class MotionStage:
     name = "motion"
     replayable = True
     all_bfloat16 = True
+    # Stages on clips whose points' origins are not known go without.
+    _correspondence: CorrespondenceLoss | None = None
 
     def __init__(
         self,
@@ -140,9 +142,10 @@ class MotionStage:
         self.scenes = scenes
         self.schedule = NoiseSchedule(preset.motion.schedule).to(scenes.device)
         self.attachment = attach(model.unet, model.motion)
-        self._correspondence = CorrespondenceLoss(model.unet) if params.correspondence_weight else None
-        if self._correspondence is not None and isinstance(scenes, ShardClips):
-            raise ValueError("Shards do not know where points come from; set correspondence_weight to 0.")
+        if params.correspondence_weight:
+            if isinstance(scenes, ShardClips):
+                raise ValueError("Shards do not know where points come from; set correspondence_weight to 0.")
+            self._correspondence = CorrespondenceLoss(model.unet)
         self.pool = SamplePool(self._make_chunk, params.pool_chunks, scenes.device)
         self.prepare, self.prefetch = self.pool.refill, self.pool.advance
 
