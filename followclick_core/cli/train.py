@@ -56,6 +56,8 @@ FIELDS = {
     "validation_steps": "validation_steps",
 }
 LOOP_FIELDS = {"steps": "steps", "learning_rate": "learning_rate", "checkpoint_every": "checkpoint_every"}
+# Of these also known on scenes; --learning-rate is too.
+FOR_BOTH = ("batch",)
 FOR_SCENES = {"start_from": "--start-from", "compile": "--compile", "time_budget": "--time-budget"}
 
 
@@ -106,8 +108,13 @@ def _what_is_learned(group: argparse._ArgumentGroup) -> None:
         "--train", metavar="SET", help="which weights: paper, all, scratch, spatial-lora, ma or motion-lora"
     )
     group.add_argument("--lora-rank", type=_count, metavar="N", help="of the sets with a LoRA (default 16)")
-    group.add_argument("--learning-rate", type=float, metavar="X", help="of AdamW")
-    group.add_argument("--batch", type=_count, metavar="N", help="clips per step, over all processes")
+    group.add_argument("--learning-rate", type=float, metavar="X", help="of AdamW (on scenes: of the stage motion)")
+    group.add_argument(
+        "--batch",
+        type=_count,
+        metavar="N",
+        help="clips per step, over all processes (on scenes: of each process, in the stage motion)",
+    )
     group.add_argument("--micro-batch", type=_count, metavar="N", help="clips in memory at once in a process")
     group.add_argument("--size", type=_count, metavar="PX", help="side of the clips, instead of the preset's")
     group.add_argument("--frames", type=_count, metavar="N", help="length of the clips (default 16)")
@@ -163,8 +170,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _on_scenes(arguments: argparse.Namespace) -> bool:
     from ..training.run import STAGES, train
 
-    for name in (*FIELDS, "base", "motion", "learning_rate", "checkpoint_every"):
-        if getattr(arguments, name) is not None:
+    for name in (*FIELDS, "base", "motion", "checkpoint_every"):
+        if name not in FOR_BOTH and getattr(arguments, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for training on shards; leave it out, or give --data.")
     stages = arguments.stage or ["all"]
     return train(
@@ -178,6 +185,8 @@ def _on_scenes(arguments: argparse.Namespace) -> bool:
         device=chosen_device(arguments.device),
         compile_blocks=arguments.compile,
         start_from=arguments.start_from,
+        batch_size=arguments.batch,
+        learning_rate=arguments.learning_rate,
     )
 
 

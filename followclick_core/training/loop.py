@@ -188,9 +188,13 @@ def run_stage(
 
 
 def learning_rate(params: LoopParams, step: int, progress: float) -> float:
-    """Linear rise over the first steps, then constant, from `decay_from` of the progress on a linear fall to zero."""
+    """Linear rise over the first steps, then constant, from `decay_from` of the progress on a linear fall to zero.
+
+    A stage of fewer than ten times `warmup` steps rises in a tenth of itself, but not in fewer than 20 steps.
+    """
+    rise = max((step + 1) / params.warmup, min(progress / 0.1, (step + 1) / 20))
     fall = (1 - progress) / (1 - params.decay_from) if params.decay_from < 1 else 1.0
-    return params.learning_rate * max(0.0, min(1.0, (step + 1) / params.warmup, fall))
+    return params.learning_rate * max(0.0, min(1.0, rise, fall))
 
 
 def step_generator(device: torch.device, step: int, salt: int = 0) -> torch.Generator:

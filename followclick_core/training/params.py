@@ -1,6 +1,7 @@
 """What a run can be told, in frozen dataclasses that are saved with it."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from .loop import LoopParams
 
@@ -61,6 +62,25 @@ class MotionTrainParams:
     noisy_share: float = 0.0
     noisy_from: int = 300
 
+    def with_batch(self, batch_size: int) -> "MotionTrainParams":
+        """The same recipe in other portions: the pool holds as many batches, and makes as much of one anew.
+
+        Raises:
+            ValueError: A batch of no clip.
+        """
+        if batch_size < 1:
+            raise ValueError(f"A batch of {batch_size} clips teaches nothing; give 1 or more.")
+        share = batch_size / self.batch_size
+        chunk_size = max(1, round(self.chunk_size * share))
+        clips = self.chunk_size * self.pool_chunks * share
+        return replace(
+            self,
+            batch_size=batch_size,
+            chunk_size=chunk_size,
+            pool_chunks=max(1, math.ceil(max(clips, batch_size) / chunk_size)),
+            image_batch=min(batch_size, max(1, round(self.image_batch * share))),
+        )
+
 
 @dataclass(frozen=True)
 class TrainParams:
@@ -97,6 +117,9 @@ TRAINING = {
             chunk_size=4,
             pool_chunks=128,
             image_batch=16,
+            masked_share=0.0,
+            noisy_share=0.5,
+            correspondence_weight=0.02,
         ),
         decoder=AutoencoderParams(LoopParams(steps=6000, learning_rate=1e-3), batch_size=32, chunk_size=16),
     ),

@@ -17,7 +17,7 @@ from ..data.scenes import SceneGenerator, SceneParams
 from ..data.scenes_ahead import ScenesAhead
 from ..models.autoencoder import Autoencoder, Block, load_autoencoder, save_autoencoder
 from ..models.blocks import ResBlock, SpatialTransformer
-from ..models.bundle import FILES, weights_path
+from ..models.bundle import FILES
 from ..models.motion_model import load_motion_model, save_motion_model
 from ..models.motion_module import TemporalTransformer
 from ..models.text_encoder import known_tokens, load_text_encoder, save_text_encoder
@@ -43,6 +43,8 @@ def train(
     device: str | None = None,
     compile_blocks: bool = False,
     start_from: str | Path | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
 ) -> bool:
     """Train a preset's models on generated clips; the same command continues where the last one stopped.
 
@@ -56,6 +58,7 @@ def train(
         time_budget: Seconds for each stage, over all commands that continue it; ends a stage before its last step.
         start_from: A `weights` folder for the stages to begin with: trained at any size, and with every part that this
             preset has or fewer; what is new begins at zero.
+        batch_size, learning_rate: Of the motion stage, instead of the preset's.
         compile_blocks: torch.compile the blocks: a minute of warm-up, then about half as fast again on a GPU.
 
     Returns:
@@ -67,11 +70,13 @@ def train(
     unknown = set(stages) - set(STAGES)
     if unknown:
         raise ValueError(f"There is no training stage {', '.join(sorted(unknown))}; choose from {', '.join(STAGES)}.")
+    if "motion" not in stages and (batch_size is not None or learning_rate is not None):
+        raise ValueError("A batch or a learning rate is given to the stage motion alone, which is not to run.")
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     # Of narrow heads and a thousand pixels its gradient was no numbers on an H100 (PyTorch 2.11, bfloat16).
     torch.backends.cuda.enable_cudnn_sdp(False)
     ranks, its_device = join_ranks(_device(device))
-    params = TRAINING[preset_name]
+    params = _with(TRAINING[preset_name], batch_size, learning_rate)
     trainer = Trainer(preset, params, Path(art), RunDir(run_dir), its_device, compile_blocks, ranks)
     if start_from is not None:
         trainer.begin_with(Path(start_from))
@@ -101,11 +106,17 @@ class Trainer:
             run.save_config({"preset": asdict(preset), "training": asdict(params), "torch": torch.__version__})
 
     def begin_with(self, folder: Path) -> None:
-        """Take over another run's weights, where this run has made none of its own yet."""
-        for part in FILES:
-            own = self.run_dir.weights / f"{part}.safetensors"
-            if self.ranks.is_main and not own.is_file():
-                shutil.copyfile(weights_path(part, folder), own)
+        """Take over what weights another run has, where this run has made none of its own yet.
+
+        Raises:
+            FileNotFoundError: There are none at all.
+        """
+        found = [path for part in FILES if (path := folder / f"{part}.safetensors").is_file()]
+        if not found:
+            raise FileNotFoundError(f"There are no weights in {folder} to start from; name a run's weights folder.")
+        for path in found:
+            if self.ranks.is_main and not (own := self.run_dir.weights / path.name).is_file():
+                shutil.copyfile(path, own)
         self.ranks.wait()
 
     def run_all(
@@ -242,6 +253,14 @@ def grow_into(model: nn.Module, state: dict[str, Tensor]) -> None:
             "fit; start from weights of the same preset."
         )
     model.load_state_dict({**own, **state})
+
+
+def _with(params: TrainParams, batch_size: int | None, learning_rate: float | None) -> TrainParams:
+    """A preset's recipe with another batch or rate of the motion stage."""
+    motion = params.motion if batch_size is None else params.motion.with_batch(batch_size)
+    if learning_rate is not None:
+        motion = replace(motion, loop=replace(motion.loop, learning_rate=learning_rate))
+    return replace(params, motion=motion)
 
 
 def training_scenes(

@@ -8,27 +8,20 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from followclick_core import presets
 from followclick_core.checkpoint import CheckpointError
-from followclick_core.data import sprite_names
-from followclick_core.data.art import ArtPack, PhotoInfo, SpriteInfo
 from followclick_core.data.scenes import SceneGenerator, SceneParams
 from followclick_core.diffusion.schedule import NoiseSchedule, ScheduleParams
-from followclick_core.models.autoencoder import Autoencoder, load_autoencoder
-from followclick_core.models.bundle import load_bundle
-from followclick_core.models.text_encoder import END, START, UNKNOWN, TextEncoderParams, tokenize
+from followclick_core.models.autoencoder import Autoencoder
+from followclick_core.models.text_encoder import END, START, UNKNOWN, tokenize
 from followclick_core.models.unet import UNet, UNetParams
-from followclick_core.training import loop, params, run
+from followclick_core.training import loop, run
 from followclick_core.training.ema import EMA
 from followclick_core.training.loop import Limits, LoopParams, learning_rate, run_stage, step_generator
-from followclick_core.training.params import AutoencoderParams, MotionTrainParams, SpatialParams, TrainParams
 from followclick_core.training.pool import SamplePool
-from followclick_core.training.run import train
 from followclick_core.training.run_dir import RunDir
 from followclick_core.training.stages import (
     AutoencoderStage,
@@ -40,39 +33,14 @@ from followclick_core.training.stages import (
     roughen_mask,
 )
 
+from .tiny_training import LOOP, SIZE, TINY, TRAINING, discs
+
 CPU = torch.device("cpu")
-SIZE = 32
-TINY = presets._preset("tiny", SIZE, UNetParams(32, (1, 2), 1, (0, 1), 1, 2, 16), TextEncoderParams(16, 1, 2))
-LOOP = LoopParams(steps=20, learning_rate=2e-3, warmup=2, ema_decay=0.5, log_every=5)
-TRAINING = TrainParams(
-    AutoencoderParams(LOOP, batch_size=4, chunk_size=2),
-    SpatialParams(LOOP, batch_size=16, chunk_size=2),
-    MotionTrainParams(LOOP, batch_size=2, chunk_size=1, pool_chunks=4, image_batch=2),
-    AutoencoderParams(LOOP, batch_size=4, chunk_size=2),
-)
 
 
 @pytest.fixture(scope="module")
 def art():
-    """Four discs of clear colours over two smooth photos, on each side of the split."""
-    rng = np.random.default_rng(0)
-    codes = [(code, split) for code in ("1f600", "1f415", "1f985", "26f5") for split in ("train", "test")]
-    y, x = (np.mgrid[:128, :128] + 0.5) / 64 - 1
-    alpha = np.where(x**2 + y**2 < 0.7, 255, 0)[..., None]
-    discs = [np.concatenate([np.full((128, 128, 3), rng.integers(0, 255, 3)), alpha], -1) for _ in codes]
-    photos = [np.linspace(rng.integers(0, 255, 3), rng.integers(0, 255, 3), 80)[None].repeat(80, 0) for _ in range(4)]
-    infos = [
-        SpriteInfo(code, sprite_names.noun(code), split, tuple(sorted(sprite_names.tags(code))))
-        for code, split in codes
-    ]
-    return ArtPack(
-        sprites=np.stack(discs).astype(np.uint8),
-        sprite_infos=infos,
-        animations=np.zeros((0, 16, 112, 112, 4), np.uint8),
-        animation_infos=[],
-        photos=[photo.astype(np.uint8) for photo in photos],
-        photo_infos=[PhotoInfo(f"p{i}", "a wall", "test", "CC0", "train" if i < 2 else "test") for i in range(4)],
-    )
+    return discs()
 
 
 class RememberedScenes(SceneGenerator):
@@ -293,6 +261,16 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[601:]))
 
 
+def test_a_short_stage_does_not_spend_itself_on_the_rise():
+    settings = LoopParams(steps=400, learning_rate=0.01, warmup=200, decay_from=1.0)
+    rates = [learning_rate(settings, step, step / 400) for step in range(400)]
+    assert rates[0] == pytest.approx(0.01 / 200) and rates[20] == pytest.approx(0.005)
+    assert rates[40:] == pytest.approx([0.01] * 360)
+    # Most of a time budget may be gone before the first step; the optimizer's averages are still empty then.
+    late = [learning_rate(settings, step, 0.5) for step in range(40)]
+    assert late == pytest.approx([0.01 * min(1, (step + 1) / 20) for step in range(40)])
+
+
 def test_the_loop_gives_each_step_its_rate_and_finds_the_line(tmp_path, monkeypatch):
     rates = []
     monkeypatch.setattr(loop.TrainStep, "set_learning_rate", recorder(rates, loop.TrainStep.set_learning_rate))
@@ -457,87 +435,3 @@ def test_an_interrupted_save_keeps_the_checkpoint_before(tmp_path, monkeypatch):
         folder.save_checkpoint("motion", {"step": 2})
     assert folder.load_checkpoint("motion", CPU) == {"step": 1}
     assert [path.name for path in (tmp_path / "motion").iterdir()] == ["checkpoint.pt"]
-
-
-# The command
-
-
-@pytest.fixture(scope="module")
-def art_file(art, tmp_path_factory):
-    path = tmp_path_factory.mktemp("art") / "art.zip"
-    art.save(path)
-    return path
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
-    monkeypatch.setitem(params.TRAINING, "tiny", TRAINING)
-
-
-@pytest.mark.usefixtures("tiny")
-def test_all_stages_one_after_the_other_write_weights_that_load_again(art_file, tmp_path):
-    stages = ("motion", "autoencoder", "spatial")  # run in their own order
-    assert train("tiny", art_file, tmp_path, stages, steps=2, device="cpu")
-    bundle = load_bundle(tmp_path / "weights")
-    assert bundle.preset == TINY and bundle.unet.params == TINY.unet and bundle.motion.params == TINY.motion
-    names = sorted(path.name for path in (tmp_path / "weights").iterdir())
-    assert names == [f"{part}.safetensors" for part in ("autoencoder", "motion", "text_encoder", "unet")]
-    averages = RunDir(tmp_path).load_checkpoint("motion", CPU)["ema"]
-    for part, module in (("unet", bundle.unet), ("motion", bundle.motion)):
-        for key, value in module.named_parameters():
-            assert torch.equal(value, averages[f"{part}.{key}"].half().float()), key
-    own = RunDir(tmp_path).load_checkpoint("autoencoder", CPU)["ema"]
-    assert torch.equal(
-        load_autoencoder(tmp_path / "weights" / "autoencoder.safetensors").taesd_encoder[0].weight,
-        own["taesd_encoder.0.weight"].half().float(),
-    )
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["preset"]["size"] == SIZE and config["training"]["motion"]["mask_ratio"] == 0.7
-    # Words that training met keep their embeddings; the others share one.
-    table = bundle.text.text_model.embeddings.token_embedding.weight
-    met = tokenize(["a wall"])[0, 2]
-    assert not torch.equal(table[met], table[UNKNOWN]) and torch.equal(table[40_000], table[UNKNOWN])
-
-
-@pytest.mark.usefixtures("tiny")
-def test_the_decoder_is_trained_on_alone(art_file, tmp_path):
-    path = tmp_path / "weights" / "autoencoder.safetensors"
-    train("tiny", art_file, tmp_path, ("autoencoder",), steps=1, device="cpu")
-    before = load_autoencoder(path).state_dict()
-    train("tiny", art_file, tmp_path, ("decoder",), steps=2, device="cpu")
-    after = load_autoencoder(path).state_dict()
-    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
-    assert changed and all(key.startswith("taesd_decoder.") for key in changed)
-
-
-@pytest.mark.usefixtures("tiny")
-def test_the_same_command_in_two_folders_trains_the_same_weights(art_file, tmp_path):
-    for folder in ("one", "two"):
-        torch.manual_seed(hash(folder) % 1000)
-        train("tiny", art_file, tmp_path / folder, ("autoencoder",), steps=1, device="cpu")
-    one, two = (
-        load_autoencoder(tmp_path / folder / "weights" / "autoencoder.safetensors") for folder in ("one", "two")
-    )
-    for key, value in one.state_dict().items():
-        assert torch.equal(two.state_dict()[key], value), key
-
-
-@pytest.mark.usefixtures("tiny")
-def test_a_command_out_of_time_says_that_it_is_not_finished(art_file, tmp_path):
-    assert not train("tiny", art_file, tmp_path, ("autoencoder", "spatial"), 1, 5.2, device="cpu")
-    assert (tmp_path / "weights" / "autoencoder.safetensors").is_file()
-    assert not (tmp_path / "weights" / "unet.safetensors").is_file()
-
-
-def test_what_cannot_be_trained_is_refused(art_file, tmp_path):
-    with pytest.raises(ValueError, match="Preset sd15 cannot be trained from nothing; choose one of demo"):
-        train("sd15", art_file, tmp_path / "run")
-    with pytest.raises(
-        ValueError, match="no training stage vae; choose from autoencoder, segmenter, spatial, motion, decoder"
-    ):
-        train("nano", art_file, tmp_path / "run", ("vae",))
-    with pytest.raises(FileNotFoundError, match="no art pack at .*nowhere.zip"):
-        train("nano", tmp_path / "nowhere.zip", tmp_path / "run", device="cpu")
-    with pytest.raises(ValueError, match="no preset 'x'"):
-        train("x", art_file, tmp_path / "run")

@@ -169,7 +169,8 @@ def test_on_the_cpu_masks_are_made_beside_a_prompt(server, editor, photo, graphs
     prompt_id = long_prompt(server, graphs)
     try:
         deadline = time.monotonic() + 120
-        while "/1000 [" not in (server.folder / "log.txt").read_text()[before:]:
+        # Bytes, as the size is: a progress bar's blocks take several each.
+        while b"/1000 [" not in (server.folder / "log.txt").read_bytes()[before:]:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         answer = editor.segment()
