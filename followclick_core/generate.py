@@ -102,45 +102,53 @@ def generate_latents(
     width_ratio = first_frames.shape[-1] / bundle.preset.size
     numbers = torch.tensor(np.array(magnitudes, dtype=float).reshape(masks.shape[:2]) * width_ratio).float().to(device)
     texts = [[each] if isinstance(each, str) else list(each) for each in prompts]
+    clips = _Clips(z_0, x_t, masks.to(device), texts, numbers)
     if params.crop_context is None:
-        return _sample(bundle, z_0, x_t, masks.to(device), texts, numbers, params, callback)
-    clips = [  # one after another, as each has a part of its own
-        _sample_part(
-            bundle, z_0[[i]], x_t[[i]], masks[[i]].to(device), texts[i : i + 1], numbers[[i]], params, callback
+        return _sample(bundle, clips, params, callback)
+    # One after another, as each has a part of its own.
+    return torch.cat([_sample_part(bundle, clips.only(i), params, callback) for i in range(len(z_0))])
+
+
+@dataclass(frozen=True)
+class _Clips:
+    """What a batch of clips is made of; magnitudes count pixels of the model's own size."""
+
+    z_0: Tensor  # b 4 h/8 w/8
+    x_t: Tensor  # b 4 f h/8 w/8
+    masks: Tensor  # b r h w
+    texts: list[list[str]]  # b lists of r
+    magnitudes: Tensor  # b r
+
+    def only(self, index: int) -> "_Clips":
+        one = slice(index, index + 1)
+        return _Clips(self.z_0[one], self.x_t[one], self.masks[one], self.texts[one], self.magnitudes[one])
+
+    def cropped(self, rows: slice, columns: slice) -> "_Clips":
+        """The part of these latent rows and columns."""
+        y, x = (slice(part.start * LATENT_SCALE, part.stop * LATENT_SCALE) for part in (rows, columns))
+        return replace(
+            self, z_0=self.z_0[..., rows, columns], x_t=self.x_t[..., rows, columns], masks=self.masks[..., y, x]
         )
-        for i in range(len(z_0))
-    ]
-    return torch.cat(clips)
 
 
-def _sample(
-    bundle: ModelBundle,
-    z_0: Tensor,
-    x_t: Tensor,
-    masks: Tensor,
-    texts: list[list[str]],
-    magnitudes: Tensor,
-    params: SamplingParams,
-    callback: Callback | None,
-) -> Tensor:
-    """From noise to clips; magnitudes count pixels of the model's own size."""
+def _sample(bundle: ModelBundle, clips: _Clips, params: SamplingParams, callback: Callback | None) -> Tensor:
+    """From noise to clips."""
     schedule = NoiseSchedule(bundle.motion.schedule).to(bundle.device)
     if params.reuse is not None:
         check_depth(bundle.unet, params.reuse)
     attachment = attach(bundle.unet, bundle.motion)
 
     def denoiser(guidance_scale: float) -> ClipDenoiser:
-        flat, guided = [text for each in texts for text in each], guidance_scale != 1
         return ClipDenoiser(
             bundle.unet,
             attachment,
             schedule,
             bundle.motion.layout,
-            _entries(bundle, z_0, masks, flat, magnitudes, replace(params, guidance_scale=guidance_scale)),
+            _entries(bundle, clips, replace(params, guidance_scale=guidance_scale)),
             *_windows(bundle, params),
             guidance_scale,
             params.guidance_rescale,
-            guided=guided,
+            guided=guidance_scale != 1,
             autocast=params.autocast,
             features=None if params.reuse is None else FeatureCache(params.reuse, params.steps),
         )
@@ -149,44 +157,26 @@ def _sample(
         predict = denoiser(params.guidance_scale)
         if params.guidance_interval != WHOLE_SAMPLING:
             predict = guided_within(params.guidance_interval, predict, denoiser(1.0), schedule)
-        return sample_ddim(predict, schedule, x_t, trailing_timesteps(params.steps), callback)
+        return sample_ddim(predict, schedule, clips.x_t, trailing_timesteps(params.steps), callback)
     finally:
         attachment.detach()
 
 
-def _sample_part(
-    bundle: ModelBundle,
-    z_0: Tensor,
-    x_t: Tensor,
-    masks: Tensor,
-    texts: list[list[str]],
-    magnitudes: Tensor,
-    params: SamplingParams,
-    callback: Callback | None,
-) -> Tensor:
+def _sample_part(bundle: ModelBundle, clip: _Clips, params: SamplingParams, callback: Callback | None) -> Tensor:
     """One clip, of which only the part around its regions is sampled; the rest is the first frame."""
+    z_0 = clip.z_0
     size = (z_0.shape[-2], z_0.shape[-1])
     assert params.crop_context is not None
-    union = resize_mask(masks.amax(1, keepdim=True), size)
+    union = resize_mask(clip.masks.amax(1, keepdim=True), size)
     box = latent_box(union, params.crop_context, bundle.unet.params.size_multiple)
     if box is None:
-        return _sample(bundle, z_0, x_t, masks, texts, magnitudes, params, callback)
+        return _sample(bundle, clip, params, callback)
     rows, columns = box.window
-    pixels = [slice(part.start * LATENT_SCALE, part.stop * LATENT_SCALE) for part in box.window]
-    part = _sample(
-        bundle,
-        z_0[..., rows, columns],
-        x_t[..., rows, columns],
-        masks[..., pixels[0], pixels[1]],
-        texts,
-        magnitudes,
-        params,
-        callback,
-    )
-    clip = z_0[:, :, None].repeat(1, 1, params.num_frames, 1, 1)
-    share = box_share(box, size).to(clip)[rows, columns]
-    clip[..., rows, columns] += share * (part - clip[..., rows, columns])
-    return clip
+    part = _sample(bundle, clip.cropped(rows, columns), params, callback)
+    whole = z_0[:, :, None].repeat(1, 1, params.num_frames, 1, 1)
+    share = box_share(box, size).to(whole)[rows, columns]
+    whole[..., rows, columns] += share * (part - whole[..., rows, columns])
+    return whole
 
 
 def _windows(bundle: ModelBundle, params: SamplingParams) -> tuple[list[list[int]], list[list[float]]]:
@@ -197,10 +187,10 @@ def _windows(bundle: ModelBundle, params: SamplingParams) -> tuple[list[list[int
     return windows, [window_weights(window, params.num_frames, overlap, params.loop) for window in windows]
 
 
-def _entries(
-    bundle: ModelBundle, z_0: Tensor, masks: Tensor, texts: list[str], magnitudes: Tensor, params: SamplingParams
-) -> list[Entry]:
-    """What each UNet call of a step is told; `texts` has a prompt for each region of each clip, one after the other."""
+def _entries(bundle: ModelBundle, of: _Clips, params: SamplingParams) -> list[Entry]:
+    """What each UNet call of a step is told."""
+    z_0, masks, magnitudes = of.z_0, of.masks, of.magnitudes
+    texts = [text for each in of.texts for text in each]  # a prompt for each region of each clip, one after the other
     clips, regions = magnitudes.shape
     copies = 1 if params.guidance_scale == 1 else 2
     encoded = bundle.text.encode([*texts, ""])
