@@ -58,7 +58,7 @@ FIELDS = {
 LOOP_FIELDS = {"steps": "steps", "learning_rate": "learning_rate", "checkpoint_every": "checkpoint_every"}
 # Of these also known on scenes; --learning-rate is too.
 FOR_BOTH = ("batch",)
-FOR_SCENES = {"start_from": "--start-from", "compile": "--compile", "time_budget": "--time-budget"}
+FOR_SCENES = {"crop": "--crop", "start_from": "--start-from", "compile": "--compile", "time_budget": "--time-budget"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     scenes.add_argument(
         "--start-from", metavar="FOLDER", help="weights of the same architecture with which the motion stage begins"
+    )
+    scenes.add_argument(
+        "--crop",
+        type=_count,
+        metavar="PX",
+        help="train the stage motion on a part of this side around the object, not on whole clips",
     )
     scenes.add_argument("--compile", action="store_true", help="compile the models: a slow start, then faster on a GPU")
     shards = parser.add_argument_group("on shards")
@@ -187,6 +193,7 @@ def _on_scenes(arguments: argparse.Namespace) -> bool:
         start_from=arguments.start_from,
         batch_size=arguments.batch,
         learning_rate=arguments.learning_rate,
+        crop=arguments.crop,
     )
 
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 
 from .loop import LoopParams
 
+# Filling the pool is what a run begins with, and on a CPU that takes long.
+POOLED_BATCHES = 16
+
 
 @dataclass(frozen=True)
 class AutoencoderParams:
@@ -42,6 +45,8 @@ class MotionTrainParams:
         text_dropout: Share of samples without a prompt, for classifier-free guidance.
         correspondence_weight: Of the loss that teaches attention where a moved point comes from (correspondence.py).
         correspondence_points: Places in each frame for that loss.
+        crop: Side in pixels of the part around the object that is trained on, another each time; None: all of the
+            clip. A small part at full scale costs a fraction, and the rest stands still anyway.
         noisy_share: Share of the samples whose timestep is at least `noisy_from`; the others' are uniform. What moves
             where is decided while there is much noise; the last steps only refine.
     """
@@ -59,11 +64,12 @@ class MotionTrainParams:
     word_dropout: float = 0.03
     correspondence_weight: float = 0.0
     correspondence_points: int = 32
+    crop: int | None = None
     noisy_share: float = 0.0
     noisy_from: int = 300
 
     def with_batch(self, batch_size: int) -> "MotionTrainParams":
-        """The same recipe in other portions: the pool holds as many batches, and makes as much of one anew.
+        """The same recipe in other portions: as much of a batch is made anew; the pool holds POOLED_BATCHES.
 
         Raises:
             ValueError: A batch of no clip.
@@ -72,12 +78,11 @@ class MotionTrainParams:
             raise ValueError(f"A batch of {batch_size} clips teaches nothing; give 1 or more.")
         share = batch_size / self.batch_size
         chunk_size = max(1, round(self.chunk_size * share))
-        clips = self.chunk_size * self.pool_chunks * share
         return replace(
             self,
             batch_size=batch_size,
             chunk_size=chunk_size,
-            pool_chunks=max(1, math.ceil(max(clips, batch_size) / chunk_size)),
+            pool_chunks=math.ceil(POOLED_BATCHES * batch_size / chunk_size),
             image_batch=min(batch_size, max(1, round(self.image_batch * share))),
         )
 

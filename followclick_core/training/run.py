@@ -45,6 +45,7 @@ def train(
     start_from: str | Path | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    crop: int | None = None,
 ) -> bool:
     """Train a preset's models on generated clips; the same command continues where the last one stopped.
 
@@ -58,7 +59,7 @@ def train(
         time_budget: Seconds for each stage, over all commands that continue it; ends a stage before its last step.
         start_from: A `weights` folder for the stages to begin with: trained at any size, and with every part that this
             preset has or fewer; what is new begins at zero.
-        batch_size, learning_rate: Of the motion stage, instead of the preset's.
+        batch_size, learning_rate, crop: Of the motion stage, instead of the preset's; see MotionTrainParams.
         compile_blocks: torch.compile the blocks: a minute of warm-up, then about half as fast again on a GPU.
 
     Returns:
@@ -70,13 +71,13 @@ def train(
     unknown = set(stages) - set(STAGES)
     if unknown:
         raise ValueError(f"There is no training stage {', '.join(sorted(unknown))}; choose from {', '.join(STAGES)}.")
-    if "motion" not in stages and (batch_size is not None or learning_rate is not None):
-        raise ValueError("A batch or a learning rate is given to the stage motion alone, which is not to run.")
+    if "motion" not in stages and (batch_size, learning_rate, crop) != (None, None, None):
+        raise ValueError("Batch, learning rate and crop are given to the stage motion alone, which is not to run.")
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     # Of narrow heads and a thousand pixels its gradient was no numbers on an H100 (PyTorch 2.11, bfloat16).
     torch.backends.cuda.enable_cudnn_sdp(False)
     ranks, its_device = join_ranks(_device(device))
-    params = _with(TRAINING[preset_name], batch_size, learning_rate)
+    params = _with(TRAINING[preset_name], batch_size, learning_rate, crop)
     trainer = Trainer(preset, params, Path(art), RunDir(run_dir), its_device, compile_blocks, ranks)
     if start_from is not None:
         trainer.begin_with(Path(start_from))
@@ -255,12 +256,12 @@ def grow_into(model: nn.Module, state: dict[str, Tensor]) -> None:
     model.load_state_dict({**own, **state})
 
 
-def _with(params: TrainParams, batch_size: int | None, learning_rate: float | None) -> TrainParams:
-    """A preset's recipe with another batch or rate of the motion stage."""
+def _with(params: TrainParams, batch_size: int | None, learning_rate: float | None, crop: int | None) -> TrainParams:
+    """A preset's recipe with another motion stage."""
     motion = params.motion if batch_size is None else params.motion.with_batch(batch_size)
     if learning_rate is not None:
         motion = replace(motion, loop=replace(motion.loop, learning_rate=learning_rate))
-    return replace(params, motion=motion)
+    return replace(params, motion=motion if crop is None else replace(motion, crop=crop))
 
 
 def training_scenes(

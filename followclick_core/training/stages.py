@@ -146,6 +146,11 @@ class MotionStage:
             if isinstance(scenes, ShardClips):
                 raise ValueError("Shards do not know where points come from; set correspondence_weight to 0.")
             self._correspondence = CorrespondenceLoss(model.unet)
+        multiple = LATENT_SCALE * model.unet.params.size_multiple
+        if params.crop is not None and (params.crop % multiple or not 0 < params.crop <= preset.size):
+            raise ValueError(
+                f"A part of {params.crop} px cannot be trained on; give a multiple of {multiple} up to {preset.size}."
+            )
         self.pool = SamplePool(self._make_chunk, params.pool_chunks, scenes.device)
         self.prepare, self.prefetch = self.pool.refill, self.pool.advance
 
@@ -153,10 +158,13 @@ class MotionStage:
         params, device = self.params, self.scenes.device
         generator = step_generator(device, step, salt=2)
         drawn = self.pool.draw(params.batch_size, step)
+        whole = drawn["latents"].float()
+        if params.crop is not None:
+            drawn |= crop_around_object(drawn, params.crop // LATENT_SCALE, generator)
         latents = drawn["latents"].float()
         clip = diffuse(latents, self.schedule, generator, params.noisy_share, params.noisy_from)
         frame = torch.randint(latents.shape[2], (1,), device=device, generator=generator)
-        still = diffuse(latents[: params.image_batch].index_select(2, frame), self.schedule, generator)
+        still = diffuse(whole[: params.image_batch].index_select(2, frame), self.schedule, generator)
         tokens = drop_text(drawn["tokens"], params.text_dropout, params.word_dropout, generator)
         captions = drop_text(
             drawn["captions"][: params.image_batch], params.text_dropout, params.word_dropout, generator
@@ -238,6 +246,39 @@ class MotionStage:
             "tokens": tokenize(scenes.motion_prompts).to(latents.device),
             "captions": tokenize(scenes.captions).to(latents.device),
         }
+
+
+def crop_around_object(clips: Chunk, side: int, generator: torch.Generator) -> Chunk:
+    """A random square part of each clip, in whose middle half lies a place of the object in frame 0.
+
+    Args:
+        clips: Tensors on the latents' grid: latents b 4 f h w, mask and swept b 1 h w, maybe origins b 2 f h w
+            (pixels of frame 0), which then count from the part's corner.
+        side: Cells; h and w at most.
+    """
+    height, width = clips["mask"].shape[-2:]
+    device = clips["mask"].device
+    # Some cell of the mask; of an empty one, any.
+    weights = clips["mask"].float().clamp(min=0).flatten(1) + 1e-6
+    # The largest of log(w) / -log(1 - u) …: a draw without torch.multinomial, which waits for the GPU.
+    draw = torch.rand(weights.shape, device=device, generator=generator).clamp(1e-7, 1 - 1e-7)
+    anchor = (weights.log() - (-draw.log()).log()).argmax(1)
+    before = side // 4 + torch.rand((2, len(anchor)), device=device, generator=generator) * (side - side // 2)
+    top = (anchor // width - before[0].long()).clamp(0, height - side)
+    left = (anchor % width - before[1].long()).clamp(0, width - side)
+    steps = torch.arange(side, device=device)
+    rows, columns = top[:, None] + steps, left[:, None] + steps
+    cells = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
+
+    def part(whole: Tensor) -> Tensor:
+        index = cells.reshape(len(cells), *[1] * (whole.dim() - 3), -1).expand(*whole.shape[:-2], -1)
+        return whole.flatten(-2).gather(-1, index).unflatten(-1, (side, side))
+
+    cropped = {name: part(clips[name]) for name in ("latents", "mask", "swept", "origins") if name in clips}
+    if "origins" in cropped:
+        corner = torch.stack([left, top], 1) * LATENT_SCALE
+        cropped["origins"] = cropped["origins"] - corner[:, :, None, None, None].to(cropped["origins"])
+    return cropped
 
 
 def diffuse(
