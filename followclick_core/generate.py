@@ -12,6 +12,7 @@ from .acceleration.crop import box_share, latent_box
 from .acceleration.feature_reuse import FeatureCache, ReuseParams, check_depth
 from .conditioning import first_frame_condition, resize_mask
 from .denoiser import ClipDenoiser, Entry, guided_within
+from .diffusion.noise import without_temporal_mean
 from .diffusion.samplers import Callback, sample_ddim
 from .diffusion.schedule import NoiseSchedule, trailing_timesteps
 from .models.attach import MotionConditioning, attach
@@ -42,6 +43,8 @@ class SamplingParams:
         loop: Whether the last frame runs into the first.
         autocast: Compute the UNet's products in this dtype (float16 on a GPU); None: in that of the weights.
         reuse: Reuse deep features between steps, an approximation; None: compute every step whole.
+        mean_free_noise: Start from noise without its mean over time (diffusion/noise.py), which steadies what stands
+            still; else from independent noise, as the paper does.
         crop_context: Sample only the part around the regions, an approximation: so many sides of their bounding box;
             the rest stays the first frame. None: sample the whole picture.
     """
@@ -57,6 +60,7 @@ class SamplingParams:
     loop: bool = False
     autocast: torch.dtype | None = None
     reuse: ReuseParams | None = None
+    mean_free_noise: bool = True
     crop_context: float | None = None
 
     def __post_init__(self) -> None:
@@ -98,7 +102,10 @@ def generate_latents(
     """
     device = bundle.device
     z_0 = bundle.autoencoder.encode(first_frames.to(device).contiguous(memory_format=torch.channels_last))
-    x_t = initial_noise((4, params.num_frames, *z_0.shape[-2:]), seeds).to(device)
+    x_t = initial_noise((4, params.num_frames, *z_0.shape[-2:]), seeds)
+    if params.mean_free_noise:
+        x_t = without_temporal_mean(x_t, bundle.motion.params.trained_frames)
+    x_t = x_t.to(device)
     width_ratio = first_frames.shape[-1] / bundle.preset.size
     numbers = torch.tensor(np.array(magnitudes, dtype=float).reshape(masks.shape[:2]) * width_ratio).float().to(device)
     texts = [[each] if isinstance(each, str) else list(each) for each in prompts]

@@ -22,6 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..followclick_core.animator import check_request
+from ..followclick_core.diffusion.noise import without_temporal_mean
 from ..followclick_core.generate import LATENT_SCALE
 from ..followclick_core.models.attach import Attachment, MotionConditioning, attach
 from ..followclick_core.models.region_hooks import RegionBlend
@@ -277,6 +278,9 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
             guider.model_options,
             is_model_options=True,
         )
+        if family.mean_free_noise:
+            clip = rearrange(noise, "f c h w -> 1 c f h w")
+            noise = without_temporal_mean(clip, motion_model.params.trained_frames)[0].movedim(1, 0)
         try:
             mend_windows(guider.model_options, motion_model.layout, guider.conds.get("positive", []))
             with uncompiled_blends(guider.conds):

@@ -123,7 +123,12 @@ def _errors_at(
 def _sample(bundle: ModelBundle, clips: HeldOutClips, numbers: PerSample, params: ScoringParams) -> Video:
     """A clip per scene, pixels 0..1; scene i starts from the noise of seed i, whatever the number."""
     first, masks = clips["frames"][:, :, 0], clips["silhouette"]
-    sampling = SamplingParams(clips.tensors["frames"].shape[2], params.steps, params.guidance_scale)
+    sampling = SamplingParams(
+        clips.tensors["frames"].shape[2],
+        params.steps,
+        params.guidance_scale,
+        mean_free_noise=False,  # as the paper's, and as in the runs of before
+    )
     made = []
     for start in range(0, len(clips), params.batch):
         rows = slice(start, start + params.batch)

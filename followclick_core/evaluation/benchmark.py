@@ -25,7 +25,7 @@ from ..segment import clicks_from_pixels
 from ..shapes import Image, Mask
 from .perceptual import Extractors
 from .report import write_report
-from .scenes import AnimatorSource, interval_setting, with_perceptual_figures
+from .scenes import MEAN_FREE, AnimatorSource, interval_setting, with_perceptual_figures
 from .scoring import Evaluation, score
 from .takes import HeldOutScene, generate
 
@@ -65,6 +65,7 @@ def evaluate_benchmark(
         "num_frames": num_frames,
         "steps": steps,
         "guidance_scale": guidance_scale,
+        "noise": MEAN_FREE,
         **interval_setting(guidance_interval),
     }
     source = BenchmarkSource(

@@ -22,7 +22,7 @@ import torch
 from ..data.art import ArtPack
 from ..data.scenes import SceneBatch, SceneGenerator, SceneParams
 from ..data.verbs import VERBS
-from ..generate import WHOLE_SAMPLING
+from ..generate import WHOLE_SAMPLING, fastest_dtype
 from ..shapes import Mask
 from .latents import LatentSampler, StoredTakes, read_sampling, sample_takes, write_takes
 from .metrics import edge_distance, mean_figure
@@ -103,8 +103,13 @@ class _Run:
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
             "verbs": list(self.verbs),
+            "noise": MEAN_FREE,
             **interval_setting(self.guidance_interval),
         }
+
+
+# Clips of before have independent noise, and say nothing of it.
+MEAN_FREE = "without its mean over time"
 
 
 def interval_setting(interval: tuple[float, float]) -> dict[str, Any]:
@@ -230,16 +235,18 @@ def sample_scenes(
     """
     run = _Run(animator, art, num_scenes, seed, num_frames, steps, guidance_scale, size, verbs, guidance_interval)
     on_gpu = animator.bundle.device.type == "cuda"
+    autocast = torch.float16 if on_gpu else fastest_dtype(animator.bundle.device)
     sampler = LatentSampler(
         animator,
         seed,
         num_frames,
         steps,
         guidance_scale,
-        autocast=torch.float16 if on_gpu else None,
+        autocast=autocast,
         guidance_interval=guidance_interval,
     )
-    sampled = "on a GPU, half precision" if on_gpu else "on a CPU, single precision"
+    on_cpu = "single precision" if autocast is None else "bfloat16 products"
+    sampled = "on a GPU, half precision" if on_gpu else f"on a CPU, {on_cpu}"
     return sample_takes(
         sampler,
         run.scenes(),

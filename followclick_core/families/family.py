@@ -41,6 +41,7 @@ class Family:
         own_spatial: Whether the files hold the weights of the whole UNet, which then replace those of the checkpoint.
         distilled_timesteps: Noise levels that a latent consistency model was distilled to; None for all others.
         steps: Its authors' number of steps. guidance: and guidance scale.
+        mean_free_noise: Whether its clips start from noise without a mean over time (diffusion/noise.py).
         note: What a user should know beyond that, in a sentence.
     """
 
@@ -60,6 +61,7 @@ class Family:
     distilled_timesteps: int | None = None
     steps: int = 25
     guidance: float = 7.5
+    mean_free_noise: bool = False
     note: str = ""
 
     @property
@@ -149,6 +151,7 @@ FOLLOWCLICK = Family(
     stores_positions=False,
     motion_attention=True,
     magnitude=EMBEDDING,
+    mean_free_noise=True,
 )
 
 RELEASE = Family(

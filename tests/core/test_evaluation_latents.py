@@ -64,7 +64,7 @@ def scenes(art):
 def test_two_steps_give_the_clips_and_figures_of_one(arguments, sampled, tmp_path):
     evaluate_scenes(*arguments[0], out_dir=tmp_path / "one", **arguments[1])
     two = evaluate_scenes(*arguments[0], out_dir=tmp_path / "two", takes=sampled, **arguments[1])
-    assert two.settings["sampled"] == "on a CPU, single precision"
+    assert two.settings["sampled"].startswith("on a CPU, ")
     pairs = list(zip(read_scenes(tmp_path / "one"), read_scenes(tmp_path / "two"), strict=True))
     assert sorted(len(scene.takes) for scene, _ in pairs) == [1, 1, 5]
     for scene, same in pairs:

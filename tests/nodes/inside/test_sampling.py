@@ -83,8 +83,9 @@ def test_a_cancelled_run_leaves_no_hook(pack, demo, graph, monkeypatch):
     assert hooks_on(demo.model) == 0
 
 
-def test_an_untrained_motion_model_changes_nothing(pack, demo, graph):
-    """What is zero at initialisation adds zeros, so with it the clip is a batch of plain pictures."""
+def test_an_untrained_motion_model_changes_nothing(pack, demo, graph, monkeypatch):
+    """What is zero at initialisation adds zeros, so with it the clip is a batch of plain pictures, from equal noise."""
+    monkeypatch.setattr(pack.module("nodes.host_motion"), "without_temporal_mean", lambda noise, _block: noise)
     motion = pack.module("followclick_core.models.motion_model")
     sockets = pack.module("nodes.sockets")
     untrained = motion.MotionModel(demo.motion_model.model.params)
@@ -228,3 +229,28 @@ def test_a_latent_of_another_length_is_refused(pack, graph):
 def test_a_latent_of_another_size_is_refused(pack, graph):
     with pytest.raises(ValueError, match="for latents of 16x12, but 8x8"):
         pack.sample_graph(graph, latent={"samples": torch.zeros(4, 4, 8, 8)})
+
+
+def begun_from(model, graph, noise):
+    """What a sampler finds at the first noise level."""
+    begun = []
+
+    def look(_model, x, _sigmas, **_more):
+        begun.append(x)
+        return x
+
+    sampler = comfy.samplers.KSAMPLER(look)
+    sigmas = torch.tensor([1.0, 0.0])
+    comfy.sample.sample_custom(model, noise, 1.0, sampler, sigmas, graph.positive, graph.negative, noise * 0)
+    return begun[0]
+
+
+def test_clips_start_from_noise_without_its_mean_over_time(demo, graph):
+    noise = torch.randn(graph.latent["samples"].shape, generator=torch.Generator().manual_seed(1))
+    plain, free = begun_from(demo.model, graph, noise), begun_from(graph.model, graph, noise)
+    assert plain.mean(0).std() > 0.1 * plain.std()
+    assert free.mean(0).abs().max() < 1e-3 * free.std() and free.std() > 0.9 * plain.std()
+    single = begun_from(graph.model, graph, noise[:1])
+    torch.testing.assert_close(single, begun_from(demo.model, graph, noise[:1]))
+    nothing = begun_from(graph.model, graph, noise * 0)
+    assert not nothing.any()
