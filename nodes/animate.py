@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..followclick_core.animator import check_request
+from ..followclick_core.defaults import GUIDANCE_INTERVAL, GUIDANCE_SCALE
 from ..followclick_core.diffusion.schedule import SPACINGS
 from .host import (
     frames_to_image,
@@ -103,7 +104,12 @@ class AnimateRegion(io.ComfyNode):
                 length_input(),
                 steps_input(),
                 io.Float.Input(
-                    "cfg", default=7.5, min=1.0, max=100.0, step=0.5, tooltip="How closely to follow the motion prompt."
+                    "cfg",
+                    default=GUIDANCE_SCALE,
+                    min=1.0,
+                    max=100.0,
+                    step=0.5,
+                    tooltip="How closely to follow the motion prompt.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -137,6 +143,15 @@ class AnimateRegion(io.ComfyNode):
         mask = np.any(clicked_masks(picture, demo.segmenter, clicks), axis=0)
         load_on_device(demo.patcher)
         clip = demo.animator.animate_mask(
-            picture, mask, motion_prompt, motion_magnitude, length, steps, cfg, seed, host_progress()
+            picture,
+            mask,
+            motion_prompt,
+            motion_magnitude,
+            length,
+            steps,
+            cfg,
+            seed,
+            host_progress(),
+            guidance_interval=GUIDANCE_INTERVAL,
         )
         return io.NodeOutput(frames_to_image(clip.frames), masks_to_comfy([clip.mask]), ui=temporary_frame(picture))

@@ -101,7 +101,7 @@ def two_objects(infos: dict) -> Workflow:
         motion_model=demo[3],
     )
     model = flow.add("FollowClick_ApplyMotionModel", 3, model=demo[0], motion_model=demo[3])
-    frames = sample(flow, 4, model[0], (first[0], first[1]), first[2], demo[2], cfg=4.0)
+    frames = sample(flow, 4, model[0], (first[0], first[1]), first[2], demo[2], cfg=3.5)
     end(flow, 5, frames[0])
     return flow
 
@@ -129,7 +129,7 @@ def photo_crop_and_stitch(infos: dict) -> Workflow:
         motion_model=demo[3],
     )
     model = flow.add("FollowClick_ApplyMotionModel", 4, model=demo[0], motion_model=demo[3])
-    frames = sample(flow, 5, model[0], (first[0], first[1]), first[2], demo[2], cfg=4.0)
+    frames = sample(flow, 5, model[0], (first[0], first[1]), first[2], demo[2], cfg=3.5)
     whole = flow.add("FollowClick_StitchRegion", 6, frames=frames[0], place=crop[2])
     end(flow, 6, whole[0])
     return flow

@@ -23,6 +23,7 @@ def animate(arguments: argparse.Namespace) -> None:
     from ..images import check_mask_name, load_image, save_mask
     from ..segment import clicks_from_pixels
     from .progress import StageBars
+    from .values import guidance_interval
 
     # Everything that can be wrong with the outputs is found out before the minute of sampling.
     _keep_inputs(arguments.photo, arguments.output, arguments.mask_output, arguments.report)
@@ -40,7 +41,7 @@ def animate(arguments: argparse.Namespace) -> None:
         arguments.frames,
         arguments.steps,
         arguments.cfg,
-        guidance_interval=tuple(arguments.cfg_interval),
+        guidance_interval=guidance_interval(arguments, whole=arguments.reuse_features > 1),
         loop=arguments.loop,
         reuse=ReuseParams(arguments.reuse_features) if arguments.reuse_features > 1 else None,
         crop_context=arguments.only_region,

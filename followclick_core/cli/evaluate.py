@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .values import count, guidance_options, seed
+from .values import count, guidance_interval, guidance_options, seed
 
 PROGRAM = "python -m followclick_core"
 
@@ -188,7 +188,7 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "steps": arguments.steps,
         "guidance_scale": arguments.cfg,
-        "guidance_interval": tuple(arguments.cfg_interval),
+        "guidance_interval": guidance_interval(arguments),
     }
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 
+from ..defaults import GUIDANCE_INTERVAL, GUIDANCE_SCALE
+
 
 def seed(text: str) -> int:
     """A whole number that fits 64 bits."""
@@ -19,12 +21,25 @@ def count(text: str) -> int:
 
 def guidance_options(parser: argparse.ArgumentParser) -> None:
     """How strongly the motion prompt guides the sampling, and when."""
-    parser.add_argument("--cfg", type=float, default=7.5, metavar="X", help="guidance scale (default 7.5)")
+    first, last = GUIDANCE_INTERVAL
+    parser.add_argument(
+        "--cfg",
+        type=float,
+        default=GUIDANCE_SCALE,
+        metavar="X",
+        help=f"guidance scale (default {GUIDANCE_SCALE}, which suits the demo model; the paper's is 7.5)",
+    )
     parser.add_argument(
         "--cfg-interval",
         type=float,
         nargs=2,
-        default=(0.0, 1.0),
         metavar=("FROM", "TO"),
-        help="guide only in this share of the sampling (default 0 1)",
+        help=f"guide only in this share of the sampling (default {first:g} {last:g}; the paper's is 0 1)",
     )
+
+
+def guidance_interval(arguments: argparse.Namespace, whole: bool = False) -> tuple[float, float]:
+    """What --cfg-interval says, or else the default; `whole`: the default must be all of the sampling."""
+    if arguments.cfg_interval is not None:
+        return tuple(arguments.cfg_interval)
+    return (0.0, 1.0) if whole else GUIDANCE_INTERVAL
