@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import clip_files
 from .clip import Clip
+from .defaults import GUIDANCE_INTERVAL, GUIDANCE_SCALE
 from .diffusion.samplers import Callback
 from .flow.magnitude import measure_motion
 from .generate import LATENT_SCALE, WHOLE_SAMPLING, SamplingParams, decode_clip, fastest_dtype, generate_latents
@@ -175,9 +176,10 @@ class Animator:
         magnitude: float = 6.0,
         num_frames: int = 16,
         steps: int = 25,
-        guidance_scale: float = 7.5,
+        guidance_scale: float = GUIDANCE_SCALE,
         seed: int = 0,
         progress: Progress | None = None,
+        guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL,
     ) -> Clip:
         """Click to clip.
 
@@ -186,6 +188,7 @@ class Animator:
             clicks: (x, y, label) in the image's pixels; label 1 includes, 0 excludes.
             motion: A short motion prompt, such as "flap the wings".
             magnitude: How strongly: mean flow in the region, pixels per frame at 512 pixels of width.
+            guidance_scale, guidance_interval: See SamplingParams; the defaults suit the demo model (defaults.py).
             seed: The same seed gives the same clip.
             progress: Told (stage, done, total); the stages are "segment", "sample", "decode" and "measure".
 
@@ -195,7 +198,7 @@ class Animator:
         check_request(motion, magnitude, num_frames, steps, guidance_scale)
         seconds: dict[str, float] = {}
         objects = self.select(image, [(clicks, motion, magnitude)], progress, seconds)
-        params = SamplingParams(num_frames, steps, guidance_scale)
+        params = SamplingParams(num_frames, steps, guidance_scale, guidance_interval=guidance_interval)
         return self.animate_objects(image, objects, params, seed, progress, seconds)
 
     def select(
@@ -221,12 +224,12 @@ class Animator:
         magnitude: float = 6.0,
         num_frames: int = 16,
         steps: int = 25,
-        guidance_scale: float = 7.5,
+        guidance_scale: float = GUIDANCE_SCALE,
         seed: int = 0,
         progress: Progress | None = None,
         seconds: dict[str, float] | None = None,
         clicks: Sequence[tuple[float, float, int]] = (),
-        guidance_interval: tuple[float, float] = WHOLE_SAMPLING,
+        guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL,
     ) -> Clip:
         """`animate` with the region at hand, bool h w like the image; `seconds` and `clicks` go into the report."""
         params = SamplingParams(num_frames, steps, guidance_scale, guidance_interval=guidance_interval)

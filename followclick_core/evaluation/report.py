@@ -48,7 +48,7 @@ def to_dict(evaluation: Evaluation) -> dict:
 def to_markdown(evaluation: Evaluation) -> str:
     """The bars as a table, then the verbs. A figure below its bar says so."""
     settings = ", ".join(
-        f"{len(value)} {key}" if isinstance(value, list) else f"{key} {value}"
+        f"{len(value)} {key}" if key == "verbs" else f"{key} {_plain(value)}"
         for key, value in evaluation.settings.items()
         if key != "benchmark"
     )
@@ -142,3 +142,7 @@ def _row(figure: Figure) -> str:
     interval = "–" if figure.low is None or figure.high is None else f"{figure.low:.3g} … {figure.high:.3g}"
     value = "–" if figure.value is None else f"{figure.value:.3g}"
     return f"| {figure.name} | {value} | {interval} | {bar} | {verdict} |"
+
+
+def _plain(value: object) -> str:
+    return " to ".join(map(str, value)) if isinstance(value, list) else str(value)
