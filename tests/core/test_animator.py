@@ -133,6 +133,7 @@ def test_the_report_holds_what_was_asked_and_measured(animator, photo):
         "num_frames": 3,
         "steps": 2,
         "guidance_scale": 3.5,
+        "guidance_interval": [0.1, 0.7],
         "seed": 11,
     }
     assert report["measured"]["mask_area"] == pytest.approx(clip.mask.mean(), abs=1e-4)
