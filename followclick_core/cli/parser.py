@@ -137,7 +137,7 @@ def _animate(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=1,
         metavar="N",
-        help="compute the whole model only at every N-th step (default 1: at each)",
+        help="compute the whole model only at every N-th step, guided throughout (default 1: whole at each)",
     )
     faster.add_argument(
         "--only-region",

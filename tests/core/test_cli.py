@@ -106,6 +106,7 @@ def test_approximations_are_asked_for_and_reported(animate, tmp_path):
     assert animate(**flags) == 0
     asked = json.loads(report_file.read_text())["asked"]
     assert (asked["reuse_features"], asked["only_region"]) == (2, 2.5)
+    assert "guidance_interval" not in asked  # reused features need the same guidance at every step
     assert animate(report=report_file, steps=4) == 0
     assert not {"reuse_features", "only_region"} & json.loads(report_file.read_text())["asked"].keys()
 
