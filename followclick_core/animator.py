@@ -368,9 +368,8 @@ def check_region(mask: Mask, image: Image) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what a clip depends on."""
-    names = ("torch", "torchvision", "segment-anything", "numpy")
-    found = {"followclick": _version("followclick")}
-    return found | {name: _version(name) for name in names}
+    names = ("followclick", "torch", "torchvision", "segment-anything", "numpy")
+    return {name: _version(name) for name in names}
 
 
 def _version(name: str) -> str:

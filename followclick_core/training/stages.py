@@ -260,7 +260,7 @@ def crop_around_object(clips: Chunk, side: int, generator: torch.Generator) -> C
     device = clips["mask"].device
     # Some cell of the mask; of an empty one, any.
     weights = clips["mask"].float().clamp(min=0).flatten(1) + 1e-6
-    # The largest of log(w) / -log(1 - u) …: a draw without torch.multinomial, which waits for the GPU.
+    # By the Gumbel-max trick, since torch.multinomial waits for the GPU.
     draw = torch.rand(weights.shape, device=device, generator=generator).clamp(1e-7, 1 - 1e-7)
     anchor = (weights.log() - (-draw.log()).log()).argmax(1)
     before = side // 4 + torch.rand((2, len(anchor)), device=device, generator=generator) * (side - side // 2)
