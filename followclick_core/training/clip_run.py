@@ -42,7 +42,7 @@ from .clip_model import ClipModel
 from .clip_params import TEXTS, ClipTrainParams
 from .clip_stage import ClipStage
 from .clip_watch import Watcher
-from .engine import AccelerateStep, make_accelerator
+from .engine import AccelerateStep, leave_ranks, make_accelerator
 from .loop import Limits, run_stage
 from .run_dir import RunDir
 from .trainable import check_set, choose_trainable
@@ -101,6 +101,7 @@ def train_on_shards(
     """
     preset, run = get_preset(preset_name), RunDir(run_dir)
     deadline = time.monotonic() + max_seconds
+    done = True
     for params in stages:
         check_set(params.trainable)
         check_start(preset, start, params)
@@ -131,8 +132,9 @@ def train_on_shards(
             finish(engine, model, params, run, preset)
         accelerator.wait_for_everyone()
         if not done:
-            return False
-    return True
+            break
+    leave_ranks()
+    return done
 
 
 def check_start(preset: Preset, start: Start, params: ClipTrainParams) -> None:

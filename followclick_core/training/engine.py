@@ -46,6 +46,14 @@ def make_accelerator(precision: str, device: str | None) -> "Accelerator":
     return Accelerator(mixed_precision=precision, cpu=device == "cpu")
 
 
+def leave_ranks() -> None:
+    """The end of working together: a process that ends while its exchange still runs is aborted now and then."""
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
+    PartialState._reset_state()
+
+
 class AccelerateStep:
     """Call it with this rank's micro-batches; it moves the model's trained weights and returns the figures to log."""
 

@@ -96,7 +96,7 @@ def test_statistics_are_shared_over_frames_in_resblocks_and_the_output_alone_whe
     assert {key for key, value in joint.items() if value} == (residual if name in JOINT else set())
 
 
-@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("name", sorted(JOINT))
 def test_a_joint_norm_is_that_of_the_whole_clip_and_goes_with_the_attachment(unet, models, name):
     norm = unet.out[0]
     x = noise(2 * FRAMES, 32, 8, 8) * torch.arange(1, 2 * FRAMES + 1).view(-1, 1, 1, 1)

@@ -23,7 +23,10 @@ sys.path.insert(0, {here!r})
 from conftest import register_tiny
 register_tiny()
 from followclick_core.__main__ import main
-sys.exit(main())
+status = main()
+if "torch.distributed" in sys.modules:
+    assert not sys.modules["torch.distributed"].is_initialized(), "the ranks were not left"
+sys.exit(status)
 """
 
 

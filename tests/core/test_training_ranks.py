@@ -29,10 +29,12 @@ from test_training_ranks import Line, walk
 ranks, _ = join_ranks(torch.device("cpu"))
 told = [ranks.agree(10.0 + ranks.rank), ranks.union(torch.tensor([ranks.rank == 0, ranks.rank == 1, False]))]
 torch.save([told, walk(Line(), ranks)], f"{{sys.argv[1]}}/{{ranks.rank}}.pt")
+ranks.leave()
 """
 
 TRAIN = """
 import sys
+import torch
 sys.path.insert(0, {here!r})
 from conftest import TINY, register_tiny
 from followclick_core.__main__ import main
@@ -43,7 +45,9 @@ still = params.AutoencoderParams(loop, batch_size=2, chunk_size=1)
 spatial = params.SpatialParams(loop, batch_size=4, chunk_size=1)
 motion = params.MotionTrainParams(loop, batch_size=1, chunk_size=1, pool_chunks=2, image_batch=1)
 params.TRAINING["tiny"] = params.TrainParams(still, spatial, motion, still)
-sys.exit(main())
+status = main()
+assert not torch.distributed.is_initialized(), "the ranks were not left"
+sys.exit(status)
 """
 
 
