@@ -16,10 +16,10 @@ from torch import Tensor
 
 from . import clip_files
 from .clip import Clip
-from .defaults import GUIDANCE_INTERVAL, GUIDANCE_SCALE
+from .defaults import GUIDANCE_INTERVAL, GUIDANCE_SCALE, WHOLE_SAMPLING
 from .diffusion.samplers import Callback
 from .flow.magnitude import measure_motion
-from .generate import LATENT_SCALE, WHOLE_SAMPLING, SamplingParams, decode_clip, fastest_dtype, generate_latents
+from .generate import DEMO_SAMPLING, LATENT_SCALE, SamplingParams, decode_clip, fastest_dtype, generate_latents
 from .images import to_rgb_uint8
 from .models.bundle import ModelBundle, load_bundle, weights_path
 from .segment import ImageEmbedding, MaskCandidates, Segmenter, clicks_from_pixels, load_segmenter
@@ -250,7 +250,7 @@ class Animator:
         Clips of more frames than the model was trained on are sampled in windows (SamplingParams.context_length). What
         is measured and the clip's mask are of all objects together.
         """
-        params, seconds = params or SamplingParams(), {} if seconds is None else seconds
+        params, seconds = params or DEMO_SAMPLING, {} if seconds is None else seconds
         params = replace(params, autocast=params.autocast or fastest_dtype(self.bundle.device))
         image = to_rgb_uint8(image)
         if not objects:
@@ -353,7 +353,7 @@ def check_request(motion: str, magnitude: float, num_frames: int, steps: int, gu
     if not 1 <= steps <= 1000:
         raise ValueError(f"Sampling takes from 1 to 1000 steps, not {steps}; 25 is usual.")
     if not math.isfinite(guidance_scale) or not 1 <= guidance_scale <= 100:
-        raise ValueError(f"The guidance scale is {guidance_scale}; give 1 (none) to 100, 7.5 is usual.")
+        raise ValueError(f"The guidance scale is {guidance_scale}; give 1 (none) to 100, {GUIDANCE_SCALE:g} is usual.")
 
 
 def check_region(mask: Mask, image: Image) -> None:

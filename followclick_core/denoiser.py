@@ -1,5 +1,6 @@
 """The guided model of whole clips, as a sampler takes it: regions, guidance, context windows and loops."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -107,14 +108,21 @@ class ClipDenoiser:
 
 
 def guided_within(
-    interval: tuple[float, float], guided: Denoiser, unguided: Denoiser, schedule: NoiseSchedule
+    interval: tuple[float, float],
+    guided: Denoiser,
+    unguided: Denoiser,
+    timesteps: Sequence[int],
+    num_train_timesteps: int,
 ) -> Denoiser:
-    """`guided` while the share of the sampling that is done lies in `interval`, `unguided` outside it."""
+    """`guided` while the share of the sampling that is done lies in `interval`, `unguided` outside it.
+
+    If none of so few steps lies in it, all are guided: what was asked for must have its effect.
+    """
     start, end = interval
-    steps = schedule.params.num_train_timesteps
 
-    def predict(x_t: Video, t: Timesteps) -> Video:
-        done = 1 - (float(t.max()) + 1) / steps
-        return guided(x_t, t) if start <= done <= end else unguided(x_t, t)
+    def within(t: int) -> bool:
+        return start <= 1 - (t + 1) / num_train_timesteps <= end
 
-    return predict
+    if not any(within(t) for t in timesteps):
+        return guided
+    return lambda x_t, t: guided(x_t, t) if within(int(t.max())) else unguided(x_t, t)

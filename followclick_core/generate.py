@@ -11,6 +11,7 @@ from torch import Tensor
 from .acceleration.crop import box_share, latent_box
 from .acceleration.feature_reuse import FeatureCache, ReuseParams, check_depth
 from .conditioning import first_frame_condition, resize_mask
+from .defaults import GUIDANCE_INTERVAL, GUIDANCE_SCALE, WHOLE_SAMPLING
 from .denoiser import ClipDenoiser, Entry, guided_within
 from .diffusion.noise import without_temporal_mean
 from .diffusion.samplers import Callback, sample_ddim
@@ -25,16 +26,16 @@ from .windows import context_windows, window_weights
 # Latent pixels have this many image pixels on a side.
 LATENT_SCALE = 8
 DECODED_AT_ONCE = 4
-WHOLE_SAMPLING = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample; the defaults are the paper's (section 5.1), with trailing timesteps.
+    """How to sample; the defaults are the paper's (section 5.1), but for trailing timesteps and the noise.
 
     Args:
         guidance_interval: Guide only in this share of the sampling, 0 to 1, first to last step; outside it the
-            unconditional half is not computed (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+            unconditional half is not computed (Kynkäänniemi et al. 2024, arXiv:2404.07724). So few steps that none
+            lies in it are all guided.
         region_mode: How several regions of a picture are computed, one of regions.REGION_MODES.
         context_length: Clips of more frames are sampled in overlapping windows of so many; None: what the model was
             trained on.
@@ -74,6 +75,9 @@ class SamplingParams:
             raise ValueError("Features cannot be reused where guidance comes and goes; choose one of the two.")
 
 
+DEMO_SAMPLING = SamplingParams(guidance_scale=GUIDANCE_SCALE, guidance_interval=GUIDANCE_INTERVAL)
+
+
 def fastest_dtype(device: torch.device) -> torch.dtype | None:
     """For SamplingParams.autocast: bfloat16 on a CPU that multiplies it faster than float32, else None."""
     features = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
@@ -104,7 +108,7 @@ def generate_latents(
     z_0 = bundle.autoencoder.encode(first_frames.to(device).contiguous(memory_format=torch.channels_last))
     x_t = initial_noise((4, params.num_frames, *z_0.shape[-2:]), seeds)
     if params.mean_free_noise:
-        x_t = without_temporal_mean(x_t, bundle.motion.params.trained_frames)
+        x_t = without_temporal_mean(x_t, params.context_length or bundle.motion.params.trained_frames)
     x_t = x_t.to(device)
     width_ratio = first_frames.shape[-1] / bundle.preset.size
     numbers = torch.tensor(np.array(magnitudes, dtype=float).reshape(masks.shape[:2]) * width_ratio).float().to(device)
@@ -161,10 +165,11 @@ def _sample(bundle: ModelBundle, clips: _Clips, params: SamplingParams, callback
         )
 
     try:
-        predict = denoiser(params.guidance_scale)
+        predict, timesteps = denoiser(params.guidance_scale), trailing_timesteps(params.steps)
         if params.guidance_interval != WHOLE_SAMPLING:
-            predict = guided_within(params.guidance_interval, predict, denoiser(1.0), schedule)
-        return sample_ddim(predict, schedule, clips.x_t, trailing_timesteps(params.steps), callback)
+            trained = schedule.params.num_train_timesteps
+            predict = guided_within(params.guidance_interval, predict, denoiser(1.0), timesteps, trained)
+        return sample_ddim(predict, schedule, clips.x_t, timesteps, callback)
     finally:
         attachment.detach()
 

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..followclick_core.animator import check_request
-from ..followclick_core.defaults import GUIDANCE_INTERVAL, GUIDANCE_SCALE
+from ..followclick_core.defaults import GUIDANCE_SCALE
 from ..followclick_core.diffusion.schedule import SPACINGS
 from .host import (
     frames_to_image,
@@ -109,7 +109,7 @@ class AnimateRegion(io.ComfyNode):
                     min=1.0,
                     max=100.0,
                     step=0.5,
-                    tooltip="How closely to follow the motion prompt.",
+                    tooltip="How closely to follow the motion prompt, from a tenth to seven tenths of the sampling.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -152,6 +152,5 @@ class AnimateRegion(io.ComfyNode):
             cfg,
             seed,
             host_progress(),
-            guidance_interval=GUIDANCE_INTERVAL,
         )
         return io.NodeOutput(frames_to_image(clip.frames), masks_to_comfy([clip.mask]), ui=temporary_frame(picture))

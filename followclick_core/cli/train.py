@@ -80,6 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-seconds", type=float, metavar="S", help="stop in good order after this long")
     parser.add_argument("--steps", type=_count, metavar="N", help="steps of each stage, instead of the preset's")
+    parser.add_argument("--learning-rate", type=float, metavar="X", help="of AdamW (on scenes: of the stage motion)")
+    parser.add_argument(
+        "--batch",
+        type=_count,
+        metavar="N",
+        help="clips per step, over all processes (on scenes: of each process, in the stage motion)",
+    )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, mps")
     scenes = parser.add_argument_group("on generated scenes")
     scenes.add_argument("--art", metavar="ZIP", help="what build-art wrote")
@@ -114,13 +121,6 @@ def _what_is_learned(group: argparse._ArgumentGroup) -> None:
         "--train", metavar="SET", help="which weights: paper, all, scratch, spatial-lora, ma or motion-lora"
     )
     group.add_argument("--lora-rank", type=_count, metavar="N", help="of the sets with a LoRA (default 16)")
-    group.add_argument("--learning-rate", type=float, metavar="X", help="of AdamW (on scenes: of the stage motion)")
-    group.add_argument(
-        "--batch",
-        type=_count,
-        metavar="N",
-        help="clips per step, over all processes (on scenes: of each process, in the stage motion)",
-    )
     group.add_argument("--micro-batch", type=_count, metavar="N", help="clips in memory at once in a process")
     group.add_argument("--size", type=_count, metavar="PX", help="side of the clips, instead of the preset's")
     group.add_argument("--frames", type=_count, metavar="N", help="length of the clips (default 16)")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..defaults import GUIDANCE_INTERVAL, GUIDANCE_SCALE
+from ..defaults import GUIDANCE_INTERVAL, GUIDANCE_SCALE, WHOLE_SAMPLING
 
 
 def seed(text: str) -> int:
@@ -42,4 +42,4 @@ def guidance_interval(arguments: argparse.Namespace, whole: bool = False) -> tup
     """What --cfg-interval says, or else the default; `whole`: the default must be all of the sampling."""
     if arguments.cfg_interval is not None:
         return tuple(arguments.cfg_interval)
-    return (0.0, 1.0) if whole else GUIDANCE_INTERVAL
+    return WHOLE_SAMPLING if whole else GUIDANCE_INTERVAL

@@ -1,9 +1,14 @@
 """The noise that clips start from."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..shapes import Video
+
+# Each two of k frames that add up to zero correlate by -1/(k-1): of fewer, far from the noise of training.
+FEWEST_FRAMES = 4
 
 
 def without_temporal_mean(noise: Video, block: int) -> Video:
@@ -15,14 +20,16 @@ def without_temporal_mean(noise: Video, block: int) -> Video:
     flicker (Ge et al. 2023, arXiv:2305.10474); for a model trained on independent noise it has the opposite effect.
 
     Args:
-        block: Longer clips are treated in pieces of so many frames, what the model sees at once. Noise that adds up to
-            zero already is returned as it is, and so is that of a single frame.
+        block: Frames that the model sees at once. Longer clips are treated in nearly equal pieces of at most so many,
+            and pieces of fewer than FEWEST_FRAMES are left as they are. Noise that adds up to zero already comes back
+            unchanged.
     """
-    return torch.cat([_of_block(part) for part in noise.split(block, dim=2)], dim=2)
+    pieces = math.ceil(noise.shape[2] / block)
+    return torch.cat([_of_block(part) for part in noise.tensor_split(pieces, dim=2)], dim=2)
 
 
 def _of_block(noise: Tensor) -> Tensor:
-    if noise.shape[2] == 1:
+    if noise.shape[2] < FEWEST_FRAMES:
         return noise
     free = noise - noise.mean(dim=2, keepdim=True)
     strength, left = (each.square().sum(dim=(1, 2, 3, 4), keepdim=True).sqrt() for each in (noise, free))

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..animator import Canvas
 from ..data.verbs import canonical_verb
-from ..generate import WHOLE_SAMPLING
+from ..defaults import GUIDANCE_INTERVAL, GUIDANCE_SCALE
 from ..images import load_image, load_mask
 from ..segment import clicks_from_pixels
 from ..shapes import Image, Mask
@@ -41,8 +41,8 @@ def evaluate_benchmark(
     seed: int = 0,
     num_frames: int = 16,
     steps: int = 25,
-    guidance_scale: float = 7.5,
-    guidance_interval: tuple[float, float] = WHOLE_SAMPLING,
+    guidance_scale: float = GUIDANCE_SCALE,
+    guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL,
     *,
     out_dir: str | Path,
     extractors: Extractors | None = None,

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import load_metadata, load_safetensors, save_safetensors
-from ..generate import LATENT_SCALE, WHOLE_SAMPLING, SamplingParams, decode_clip, generate_latents
+from ..defaults import GUIDANCE_INTERVAL, GUIDANCE_SCALE
+from ..generate import LATENT_SCALE, SamplingParams, decode_clip, generate_latents
 from ..shapes import Mask
 from .takes import (
     AS_THEY_ARE,
@@ -95,10 +96,10 @@ class LatentSampler:
         seed: int = 0,
         num_frames: int = 16,
         steps: int = 25,
-        guidance_scale: float = 7.5,
+        guidance_scale: float = GUIDANCE_SCALE,
         autocast: torch.dtype | None = None,
         clips_at_once: int = CLIPS_AT_ONCE,
-        guidance_interval: tuple[float, float] = WHOLE_SAMPLING,
+        guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL,
     ):
         self.animator = animator
         self.seed = seed

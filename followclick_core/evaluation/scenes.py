@@ -22,7 +22,8 @@ import torch
 from ..data.art import ArtPack
 from ..data.scenes import SceneBatch, SceneGenerator, SceneParams
 from ..data.verbs import VERBS
-from ..generate import WHOLE_SAMPLING, fastest_dtype
+from ..defaults import GUIDANCE_INTERVAL, GUIDANCE_SCALE, WHOLE_SAMPLING
+from ..generate import fastest_dtype
 from ..shapes import Mask
 from .latents import LatentSampler, StoredTakes, read_sampling, sample_takes, write_takes
 from .metrics import edge_distance, mean_figure
@@ -124,8 +125,8 @@ def evaluate_scenes(
     seed: int = 0,
     num_frames: int = 16,
     steps: int = 25,
-    guidance_scale: float = 7.5,
-    guidance_interval: tuple[float, float] = WHOLE_SAMPLING,
+    guidance_scale: float = GUIDANCE_SCALE,
+    guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL,
     *,
     out_dir: str | Path,
     size: int = 256,
@@ -211,8 +212,8 @@ def sample_scenes(
     seed: int = 0,
     num_frames: int = 16,
     steps: int = 25,
-    guidance_scale: float = 7.5,
-    guidance_interval: tuple[float, float] = WHOLE_SAMPLING,
+    guidance_scale: float = GUIDANCE_SCALE,
+    guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL,
     *,
     takes: str | Path,
     size: int = 256,

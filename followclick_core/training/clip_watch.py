@@ -27,7 +27,7 @@ from .engine import AccelerateStep, is_sharded
 from .run_dir import RunDir
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
-GUIDANCE_SCALE = 7.5
+PAPER_GUIDANCE_SCALE = 7.5  # section 5.1
 SHEET_FRAMES = 8  # of a clip, evenly
 VALIDATION_PLACE = 2**40  # far from every place that training reaches
 
@@ -100,7 +100,7 @@ class Watcher:
             both, t = x_t.repeat(2, 1, 1, 1, 1), t.repeat(2)
             inputs = {"x_t": both, "t": t, "tokens": tokens, "magnitude": magnitude, "first_frame": first_frame}
             v = schedule.as_velocity(self._engine.predict(inputs).float(), both, t)
-            return guide(v[:1], v[1:], GUIDANCE_SCALE)
+            return guide(v[:1], v[1:], PAPER_GUIDANCE_SCALE)
 
         noise = initial_noise(tuple(true.shape[1:]), [index]).to(device)
         made = sample_ddim(predict_v, schedule, noise, trailing_timesteps(self._params.validation_steps))

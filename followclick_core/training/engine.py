@@ -51,7 +51,6 @@ def leave_ranks() -> None:
     from accelerate import PartialState
 
     PartialState().destroy_process_group()
-    PartialState._reset_state()
 
 
 class AccelerateStep:

@@ -26,7 +26,7 @@ class LoopParams:
 
     Args:
         steps: Steps of the whole stage, over all commands that continue it.
-        warmup: Steps of linear rise of the learning rate.
+        warmup: Steps of linear rise of the learning rate at most; a tenth of the stage is enough.
         decay_from: Share of the stage after which the rate falls linearly to zero; 1 keeps it constant.
         beta_2: AdamW's memory of squared gradients.
         checkpoint_seconds, checkpoint_every: Seconds, or steps, from one resumable state to the next; steps where
@@ -190,7 +190,8 @@ def run_stage(
 def learning_rate(params: LoopParams, step: int, progress: float) -> float:
     """Linear rise over the first steps, then constant, from `decay_from` of the progress on a linear fall to zero.
 
-    A stage of fewer than ten times `warmup` steps rises in a tenth of itself, but not in fewer than 20 steps.
+    The rise takes `warmup` steps, or a tenth of the stage (of its time budget, if that ends it) where that is sooner;
+    the tenth is no fewer than 20 steps.
     """
     rise = max((step + 1) / params.warmup, min(progress / 0.1, (step + 1) / 20))
     fall = (1 - progress) / (1 - params.decay_from) if params.decay_from < 1 else 1.0

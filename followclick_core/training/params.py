@@ -69,13 +69,16 @@ class MotionTrainParams:
     noisy_from: int = 300
 
     def with_batch(self, batch_size: int) -> "MotionTrainParams":
-        """The same recipe in other portions: as much of a batch is made anew; the pool holds POOLED_BATCHES.
+        """The same recipe in other portions: the same share of a batch is made anew, at least a clip; the pool holds
+        POOLED_BATCHES.
 
         Raises:
             ValueError: A batch of no clip.
         """
         if batch_size < 1:
             raise ValueError(f"A batch of {batch_size} clips teaches nothing; give 1 or more.")
+        if batch_size == self.batch_size:
+            return self
         share = batch_size / self.batch_size
         chunk_size = max(1, round(self.chunk_size * share))
         return replace(

@@ -1,5 +1,6 @@
 """`python -m followclick_core train`: the stages in order, into one run folder, resumable at any moment."""
 
+import json
 import math
 import os
 import shutil
@@ -15,6 +16,8 @@ from ..checkpoint import CheckpointError
 from ..data.art import ArtPack
 from ..data.scenes import SceneGenerator, SceneParams
 from ..data.scenes_ahead import ScenesAhead
+from ..files import write_json
+from ..generate import LATENT_SCALE
 from ..models.autoencoder import Autoencoder, Block, load_autoencoder, save_autoencoder
 from ..models.blocks import ResBlock, SpatialTransformer
 from ..models.bundle import FILES
@@ -58,7 +61,7 @@ def train(
         max_seconds: Stop all training after this long; checkpoints allow to go on.
         time_budget: Seconds for each stage, over all commands that continue it; ends a stage before its last step.
         start_from: A `weights` folder for the stages to begin with: trained at any size, and with every part that this
-            preset has or fewer; what is new begins at zero.
+            preset has or fewer; what is new begins at zero. The segmenter's file may be missing.
         batch_size, learning_rate, crop: Of the motion stage, instead of the preset's; see MotionTrainParams.
         compile_blocks: torch.compile the blocks: a minute of warm-up, then about half as fast again on a GPU.
 
@@ -72,7 +75,11 @@ def train(
     if unknown:
         raise ValueError(f"There is no training stage {', '.join(sorted(unknown))}; choose from {', '.join(STAGES)}.")
     if "motion" not in stages and (batch_size, learning_rate, crop) != (None, None, None):
-        raise ValueError("Batch, learning rate and crop are given to the stage motion alone, which is not to run.")
+        raise ValueError(
+            "Batch, learning rate and crop are the stage motion's, which is not to run; leave --batch, --learning-rate "
+            "and --crop out, or add --stage motion."
+        )
+    check_crop(crop, preset)
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     # Of narrow heads and a thousand pixels its gradient was no numbers on an H100 (PyTorch 2.11, bfloat16).
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -110,12 +117,15 @@ class Trainer:
         """Take over what weights another run has, where this run has made none of its own yet.
 
         Raises:
-            FileNotFoundError: There are none at all.
+            FileNotFoundError: Others than the segmenter's, which no other stage needs, are missing.
         """
-        found = [path for part in FILES if (path := folder / f"{part}.safetensors").is_file()]
-        if not found:
-            raise FileNotFoundError(f"There are no weights in {folder} to start from; name a run's weights folder.")
-        for path in found:
+        files = {part: folder / f"{part}.safetensors" for part in FILES}
+        missing = [part for part, path in files.items() if part != "segmenter" and not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"There are no weights of {', '.join(missing)} in {folder} to start from; name a run's weights folder."
+            )
+        for path in filter(Path.is_file, files.values()):
             if self.ranks.is_main and not (own := self.run_dir.weights / path.name).is_file():
                 shutil.copyfile(path, own)
         self.ranks.wait()
@@ -184,11 +194,28 @@ class Trainer:
         return done
 
     def _motion(self, steps: int | None, limits: Limits) -> bool:
+        self._check_same_recipe()
         model = self._generative()
         stage = MotionStage(model, self._frozen_autoencoder(), self.params.motion, self.preset, self.scenes)
         done = self._loop(stage, self.params.motion.loop, steps, limits)
         self._save_generative(model)
         return done
+
+    def _check_same_recipe(self) -> None:
+        """ValueError if the motion stage was begun with other options: it would be half of each, and say neither."""
+        motion, folder = self.params.motion, self.run_dir.stage("motion")
+        told = {"batch": motion.batch_size, "learning-rate": motion.loop.learning_rate, "crop": motion.crop}
+        path = folder / "options.json"
+        if path.is_file() and (folder / "checkpoint.pt").is_file():
+            begun = json.loads(path.read_text(encoding="utf-8"))
+            if changed := [f"--{name} {begun[name]}" for name in told if begun[name] != told[name]]:
+                raise ValueError(
+                    f"The motion stage of {self.run_dir.path} was begun with {', '.join(changed)}; give the same, or "
+                    "another --run folder."
+                )
+        self.ranks.wait()  # until all have read it
+        if self.ranks.is_main:
+            write_json(path, told)
 
     def _loop(self, stage: Stage, params: LoopParams, steps: int | None, limits: Limits) -> bool:
         params = replace(params, steps=steps or params.steps)
@@ -254,6 +281,15 @@ def grow_into(model: nn.Module, state: dict[str, Tensor]) -> None:
             "fit; start from weights of the same preset."
         )
     model.load_state_dict({**own, **state})
+
+
+def check_crop(crop: int | None, preset: Preset) -> None:
+    """ValueError for a part of a clip that the preset's UNet cannot take."""
+    multiple = LATENT_SCALE * preset.unet.size_multiple
+    if crop is not None and (crop % multiple or not 0 < crop <= preset.size):
+        raise ValueError(
+            f"A part of {crop} px cannot be trained on; give --crop a multiple of {multiple} up to {preset.size}."
+        )
 
 
 def _with(params: TrainParams, batch_size: int | None, learning_rate: float | None, crop: int | None) -> TrainParams:

@@ -146,11 +146,6 @@ class MotionStage:
             if isinstance(scenes, ShardClips):
                 raise ValueError("Shards do not know where points come from; set correspondence_weight to 0.")
             self._correspondence = CorrespondenceLoss(model.unet)
-        multiple = LATENT_SCALE * model.unet.params.size_multiple
-        if params.crop is not None and (params.crop % multiple or not 0 < params.crop <= preset.size):
-            raise ValueError(
-                f"A part of {params.crop} px cannot be trained on; give a multiple of {multiple} up to {preset.size}."
-            )
         self.pool = SamplePool(self._make_chunk, params.pool_chunks, scenes.device)
         self.prepare, self.prefetch = self.pool.refill, self.pool.advance
 
@@ -206,8 +201,9 @@ class MotionStage:
         error = (v.float() - fold_frames(batch["v"]).float()).square().mean(dim=1)
         swept = batch["swept"].float().repeat_interleave(num_frames, dim=0)[:, 0]
         weight = 1 + self.params.region_weight * swept
-        inside = (error * swept).sum() / swept.sum()
-        outside = (error * (1 - swept)).sum() / (1 - swept).sum()
+        # Parts around large objects may hold nothing else.
+        inside = (error * swept).sum() / swept.sum().clamp(min=1)
+        outside = (error * (1 - swept)).sum() / (1 - swept).sum().clamp(min=1)
         loss, figures = (error * weight).sum() / weight.sum(), {"inside": inside.detach(), "outside": outside.detach()}
         if self._correspondence is not None:
             lost = self._correspondence(batch["place"], batch["origin"], v.shape[-1])

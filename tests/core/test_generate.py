@@ -224,6 +224,14 @@ def test_outside_its_interval_guidance_is_neither_applied_nor_computed(bundle, r
     )
 
 
+def test_one_step_that_no_interval_holds_is_guided_all_the_same(bundle, request_):
+    sizes = counted_halves(bundle)
+    params = SamplingParams(4, 1, 5.0, guidance_interval=(0.1, 0.7))
+    once = generate_latents(bundle, **request_ | {"params": params})
+    assert sizes == [2 * len(request_["seeds"]) * 4]
+    assert torch.equal(once, generate_latents(bundle, **request_ | {"params": SamplingParams(4, 1, 5.0)}))
+
+
 @pytest.mark.parametrize("interval", [(0.5, 0.5), (0.7, 0.2), (-0.1, 1.0), (0.0, 1.5)])
 def test_an_interval_that_is_none_is_refused(interval):
     with pytest.raises(ValueError, match="interval of guidance"):

@@ -33,17 +33,24 @@ def test_long_clips_are_balanced_in_pieces_that_a_model_sees_at_once():
     long = initial_noise((4, 20, 4, 4), [3])
     free = without_temporal_mean(long, 8)
     assert free.shape == long.shape
-    for start in (0, 8, 16):
-        assert free[:, :, start : start + 8].mean(2).abs().max() < 1e-5
+    for start, end in ((0, 7), (7, 14), (14, 20)):
+        assert free[:, :, start:end].mean(2).abs().max() < 1e-5
 
 
-def test_single_frames_and_no_noise_stay_as_they_are():
-    single = initial_noise((4, 1, 4, 4), [3])
-    assert torch.equal(without_temporal_mean(single, 16), single)
+def test_a_frame_more_than_a_model_sees_at_once_leaves_no_piece_of_few_frames():
+    free = without_temporal_mean(initial_noise((4, 18, 32, 32), [3]), 16)
+    correlations = torch.corrcoef(free[0].movedim(1, 0).flatten(1)).fill_diagonal_(0)
+    assert correlations.abs().max() < 0.25  # -1/8 within a piece; a piece of the last two would have -1
+
+
+def test_few_frames_and_no_noise_stay_as_they_are():
+    for count in (1, 2, 3):
+        few = initial_noise((4, count, 4, 4), [3])
+        assert torch.equal(without_temporal_mean(few, 16), few)
+    short_windows = initial_noise((4, 6, 4, 4), [3])
+    assert torch.equal(without_temporal_mean(short_windows, 1), short_windows)
     nothing = torch.zeros(1, 4, 16, 4, 4)
     assert torch.equal(without_temporal_mean(nothing, 16), nothing)
-    seventeen = initial_noise((4, 17, 4, 4), [3])
-    assert torch.equal(without_temporal_mean(seventeen, 16)[:, :, 16:], seventeen[:, :, 16:])
 
 
 @pytest.mark.parametrize("mean_free", [True, False])
@@ -61,6 +68,15 @@ def test_sampling_starts_from_it_unless_told_otherwise(monkeypatch, tiny_bundle,
     plain = initial_noise((4, 4, 8, 8), [9])
     expected = without_temporal_mean(plain, 4) if mean_free else plain
     torch.testing.assert_close(begun[0], expected)
+
+
+def test_pieces_are_as_long_as_the_windows_that_were_asked_for(monkeypatch, tiny_bundle):
+    begun = []
+    monkeypatch.setattr(generate, "sample_ddim", lambda _predict, _schedule, x_t, *_: begun.append(x_t) or x_t)
+    photo, mask = torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
+    params = SamplingParams(num_frames=12, steps=1, context_length=6)
+    generate.generate_latents(tiny_bundle, photo, mask, ["run"], [4.0], [9], params)
+    assert begun[0][:, :, :6].mean(2).abs().max() < 1e-5 and begun[0][:, :, 6:].mean(2).abs().max() < 1e-5
 
 
 @pytest.fixture

@@ -98,22 +98,40 @@ def test_what_cannot_be_trained_is_refused(art_file, tmp_path):
         train("nano", tmp_path / "nowhere.zip", tmp_path / "run", device="cpu")
     with pytest.raises(ValueError, match="no preset 'x'"):
         train("x", art_file, tmp_path / "run")
-    with pytest.raises(ValueError, match="stage motion alone"):
+    with pytest.raises(ValueError, match="the stage motion's, which is not to run; leave --batch"):
         train("nano", art_file, tmp_path / "run", ("spatial",), batch_size=2, device="cpu")
 
 
 @pytest.mark.usefixtures("tiny")
 def test_a_folder_without_weights_is_nothing_to_start_from(art_file, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no weights in .* to start from"):
+    with pytest.raises(FileNotFoundError, match="no weights of unet, motion, autoencoder, text_encoder in .* to start"):
         train("tiny", art_file, tmp_path / "run", ("motion",), device="cpu", start_from=tmp_path)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_folder_that_lacks_a_part_is_refused_rather_than_begun_anew(art_file, tmp_path):
+    train("tiny", art_file, tmp_path / "base", ("autoencoder", "spatial"), steps=1, device="cpu")
+    (tmp_path / "base" / "weights" / "motion.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="no weights of motion in .* to start from"):
+        train("tiny", art_file, tmp_path / "run", ("motion",), 1, device="cpu", start_from=tmp_path / "base/weights")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_motion_stage_goes_on_as_it_was_begun_or_not_at_all(art_file, tmp_path):
+    train("tiny", art_file, tmp_path, ("autoencoder", "spatial"), steps=1, device="cpu")
+    train("tiny", art_file, tmp_path, ("motion",), steps=1, device="cpu", learning_rate=0.25, crop=16)
+    with pytest.raises(ValueError, match="was begun with --learning-rate 0.25, --crop 16; give the same"):
+        train("tiny", art_file, tmp_path, ("motion",), steps=2, device="cpu")
+    assert train("tiny", art_file, tmp_path, ("motion",), steps=2, device="cpu", learning_rate=0.25, crop=16)
+    assert RunDir(tmp_path).load_checkpoint("motion", CPU)["step"] == 2
 
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("crop", [12, 48])
 def test_a_part_that_the_unet_cannot_take_is_refused(art_file, tmp_path, crop):
-    train("tiny", art_file, tmp_path, ("autoencoder", "spatial"), steps=1, device="cpu")
-    with pytest.raises(ValueError, match=f"part of {crop} px cannot be trained on; give a multiple of 16 up to 32"):
-        train("tiny", art_file, tmp_path, ("motion",), steps=1, device="cpu", crop=crop)
+    with pytest.raises(ValueError, match=f"{crop} px cannot be trained on; give --crop a multiple of 16 up to 32"):
+        train("tiny", art_file, tmp_path, steps=1, device="cpu", crop=crop)
+    assert not list(tmp_path.iterdir()), "it began before it was refused"
 
 
 # Another batch
@@ -123,7 +141,8 @@ def test_another_batch_is_the_same_recipe_in_other_portions():
     recipe = params.TRAINING["demo"].motion
     half = recipe.with_batch(recipe.batch_size // 2)
     assert (half.batch_size, half.chunk_size, half.image_batch) == (16, 2, 16)
-    assert half.chunk_size * half.pool_chunks == 16 * half.batch_size
+    assert half.chunk_size * half.pool_chunks == params.POOLED_BATCHES * half.batch_size
+    assert recipe.with_batch(recipe.batch_size) == recipe
 
 
 @pytest.mark.parametrize("name", ["demo", "small", "nano"])
