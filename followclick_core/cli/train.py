@@ -80,12 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-seconds", type=float, metavar="S", help="stop in good order after this long")
     parser.add_argument("--steps", type=_count, metavar="N", help="steps of each stage, instead of the preset's")
-    parser.add_argument("--learning-rate", type=float, metavar="X", help="of AdamW (on scenes: of the stage motion)")
+    of_scenes = "the stages motion and segmenter"
+    parser.add_argument("--learning-rate", type=float, metavar="X", help=f"of AdamW (on scenes: in {of_scenes})")
     parser.add_argument(
         "--batch",
         type=_count,
         metavar="N",
-        help="clips per step, over all processes (on scenes: of each process, in the stage motion)",
+        help=f"clips per step, over all processes (on scenes: of each process, in {of_scenes})",
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, mps")
     scenes = parser.add_argument_group("on generated scenes")

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from ..models.text_encoder import known_tokens, load_text_encoder, save_text_enc
 from ..models.unet import load_unet, save_unet
 from ..presets import Preset, get_preset
 from .loop import Limits, LoopParams, Stage, run_stage
-from .params import TRAINING, TrainParams
+from .params import TRAINING, MotionTrainParams
 from .ranks import Ranks, join_ranks
 from .run_dir import RunDir
 from .stages import AutoencoderStage, Generative, MotionStage, SpatialStage
@@ -62,7 +62,8 @@ def train(
         time_budget: Seconds for each stage, over all commands that continue it; ends a stage before its last step.
         start_from: A `weights` folder for the stages to begin with: trained at any size, and with every part that this
             preset has or fewer; what is new begins at zero. The segmenter's file may be missing.
-        batch_size, learning_rate, crop: Of the motion stage, instead of the preset's; see MotionTrainParams.
+        batch_size, learning_rate: Of the motion and the segmenter stage, instead of the preset's.
+        crop: Of the motion stage; see MotionTrainParams.
         compile_blocks: torch.compile the blocks: a minute of warm-up, then about half as fast again on a GPU.
 
     Returns:
@@ -74,23 +75,50 @@ def train(
     unknown = set(stages) - set(STAGES)
     if unknown:
         raise ValueError(f"There is no training stage {', '.join(sorted(unknown))}; choose from {', '.join(STAGES)}.")
-    if "motion" not in stages and (batch_size, learning_rate, crop) != (None, None, None):
-        raise ValueError(
-            "Batch, learning rate and crop are the stage motion's, which is not to run; leave --batch, --learning-rate "
-            "and --crop out, or add --stage motion."
-        )
-    check_crop(crop, preset)
+    options = Options(batch_size, learning_rate, crop)
+    check_options(options, stages, preset)
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     # Of narrow heads and a thousand pixels its gradient was no numbers on an H100 (PyTorch 2.11, bfloat16).
     torch.backends.cuda.enable_cudnn_sdp(False)
     ranks, its_device = join_ranks(_device(device))
-    params = _with(TRAINING[preset_name], batch_size, learning_rate, crop)
-    trainer = Trainer(preset, params, Path(art), RunDir(run_dir), its_device, compile_blocks, ranks)
+    trainer = Trainer(preset, options, Path(art), RunDir(run_dir), its_device, compile_blocks, ranks)
     if start_from is not None:
         trainer.begin_with(Path(start_from))
     finished = trainer.run_all([name for name in STAGES if name in stages], steps, max_seconds, time_budget)
     ranks.leave()
     return finished
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command says otherwise than the preset of the stages motion and, but for the crop, segmenter."""
+
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    crop: int | None = None
+
+    def motion(self, params: MotionTrainParams) -> MotionTrainParams:
+        if self.batch_size is not None:
+            params = params.with_batch(self.batch_size)
+        if self.learning_rate is not None:
+            params = replace(params, loop=replace(params.loop, learning_rate=self.learning_rate))
+        return params if self.crop is None else replace(params, crop=self.crop)
+
+
+def check_options(options: Options, stages: Sequence[str], preset: Preset) -> None:
+    """ValueError for options that none of the stages has, and for a part of a clip that the UNet cannot take."""
+    if options != Options() and not {"motion", "segmenter"} & set(stages):
+        raise ValueError(
+            "Batch and learning rate are the stages motion's and segmenter's, which are not to run; leave --batch and "
+            "--learning-rate out, or name one of the two by --stage."
+        )
+    multiple, crop = LATENT_SCALE * preset.unet.size_multiple, options.crop
+    if crop is not None and "motion" not in stages:
+        raise ValueError("A part of the clips is the stage motion's, which is not to run; leave --crop out.")
+    if crop is not None and (crop % multiple or not 0 < crop <= preset.size):
+        raise ValueError(
+            f"A part of {crop} px cannot be trained on; give --crop a multiple of {multiple} up to {preset.size}."
+        )
 
 
 class Trainer:
@@ -99,17 +127,19 @@ class Trainer:
     def __init__(
         self,
         preset: Preset,
-        params: TrainParams,
+        options: Options,
         art: Path,
         run: RunDir,
         device: torch.device,
         compile_blocks: bool,
         ranks: Ranks = Ranks(),  # noqa: B008  # frozen
     ):
-        self.preset, self.params, self.run_dir, self.device = preset, params, run, device
+        params = TRAINING[preset.name]
+        params = replace(params, motion=options.motion(params.motion))
+        self.preset, self.options, self.params, self.run_dir, self.device = preset, options, params, run, device
         self.compile_blocks, self.ranks = compile_blocks, ranks
         self.art = ArtPack.load(art)
-        self.scenes = training_scenes(self.art, preset.size, device, ranks)
+        self.scenes = training_scenes(self.art, SceneParams(size=preset.size), device, ranks)
         if ranks.is_main:
             run.save_config({"preset": asdict(preset), "training": asdict(params), "torch": torch.__version__})
 
@@ -182,9 +212,15 @@ class Trainer:
         from .segmenter import SEGMENTER_TRAINING, train_segmenter
 
         params = SEGMENTER_TRAINING[self.preset.name]
-        params = replace(params, steps=steps or params.steps)
+        if self.options.batch_size is not None:
+            params = params.with_batch(self.options.batch_size)
+        rate = self.options.learning_rate or params.learning_rate
+        params = replace(params, steps=steps or params.steps, learning_rate=rate)
+        self._check_same_recipe("segmenter", {"batch": params.batch_size, "learning-rate": rate})
+        scene_params = SceneParams(size=self.preset.size, scales=params.scales)
+        scenes = training_scenes(self.art, scene_params, self.device, self.ranks)
         out = self.run_dir.weights / "segmenter.safetensors"
-        return train_segmenter(self.scenes, out, params, self.device, self.run_dir, limits, self.ranks)
+        return train_segmenter(scenes, out, params, self.device, self.run_dir, limits, self.ranks)
 
     def _spatial(self, steps: int | None, limits: Limits) -> bool:
         model = self._generative()
@@ -194,23 +230,24 @@ class Trainer:
         return done
 
     def _motion(self, steps: int | None, limits: Limits) -> bool:
-        self._check_same_recipe()
+        params = self.params.motion
+        told = {"batch": params.batch_size, "learning-rate": params.loop.learning_rate, "crop": params.crop}
+        self._check_same_recipe("motion", told)
         model = self._generative()
         stage = MotionStage(model, self._frozen_autoencoder(), self.params.motion, self.preset, self.scenes)
         done = self._loop(stage, self.params.motion.loop, steps, limits)
         self._save_generative(model)
         return done
 
-    def _check_same_recipe(self) -> None:
-        """ValueError if the motion stage was begun with other options: it would be half of each, and say neither."""
-        motion, folder = self.params.motion, self.run_dir.stage("motion")
-        told = {"batch": motion.batch_size, "learning-rate": motion.loop.learning_rate, "crop": motion.crop}
+    def _check_same_recipe(self, stage: str, told: dict[str, float | None]) -> None:
+        """ValueError if the stage was begun with other options: it would be half of each, and say neither."""
+        folder = self.run_dir.stage(stage)
         path = folder / "options.json"
         if path.is_file() and (folder / "checkpoint.pt").is_file():
             begun = json.loads(path.read_text(encoding="utf-8"))
             if changed := [f"--{name} {begun[name]}" for name in told if begun[name] != told[name]]:
                 raise ValueError(
-                    f"The motion stage of {self.run_dir.path} was begun with {', '.join(changed)}; give the same, or "
+                    f"The stage {stage} of {self.run_dir.path} was begun with {', '.join(changed)}; give the same, or "
                     "another --run folder."
                 )
         self.ranks.wait()  # until all have read it
@@ -283,34 +320,17 @@ def grow_into(model: nn.Module, state: dict[str, Tensor]) -> None:
     model.load_state_dict({**own, **state})
 
 
-def check_crop(crop: int | None, preset: Preset) -> None:
-    """ValueError for a part of a clip that the preset's UNet cannot take."""
-    multiple = LATENT_SCALE * preset.unet.size_multiple
-    if crop is not None and (crop % multiple or not 0 < crop <= preset.size):
-        raise ValueError(
-            f"A part of {crop} px cannot be trained on; give --crop a multiple of {multiple} up to {preset.size}."
-        )
-
-
-def _with(params: TrainParams, batch_size: int | None, learning_rate: float | None, crop: int | None) -> TrainParams:
-    """A preset's recipe with another motion stage."""
-    motion = params.motion if batch_size is None else params.motion.with_batch(batch_size)
-    if learning_rate is not None:
-        motion = replace(motion, loop=replace(motion.loop, learning_rate=learning_rate))
-    return replace(params, motion=motion if crop is None else replace(motion, crop=crop))
-
-
 def training_scenes(
     art: ArtPack,
-    size: int,
+    params: SceneParams,
     device: torch.device,
     ranks: Ranks = Ranks(),  # noqa: B008  # frozen
 ) -> SceneGenerator | ScenesAhead:
     """Scenes of the training split; with cores to spare beside a GPU, made ahead by processes of their own."""
     workers = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2
     if ranks.count == 1 and (device.type == "cpu" or workers < 1):
-        return SceneGenerator(art, SceneParams(size=size), device, split="train")
-    scenes = SceneGenerator(art, SceneParams(size=size), "cpu", split="train")
+        return SceneGenerator(art, params, device, split="train")
+    scenes = SceneGenerator(art, params, "cpu", split="train")
     return ScenesAhead(scenes, device, max(1, workers), ranks.rank, ranks.count)
 
 

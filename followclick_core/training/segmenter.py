@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoint import CheckpointError, load_strict, load_tensors
+from ..generate import fastest_dtype
 from ..segment.params import SmallSamParams
 from ..shapes import PerSample
 from .loop import Limits, LoopParams, run_stage, step_generator
@@ -58,6 +59,7 @@ class SegmenterTrainParams:
     excluding: Share of these, after the first, that exclude.
     parts: Share of the pictures in which a single click means the part of one colour.
     min_area: Share of the picture below which an object is not learnt.
+    scales: Widths of the objects, in picture widths: a person in a portrait fills half of it.
     """
 
     steps: int = 4000
@@ -71,6 +73,12 @@ class SegmenterTrainParams:
     excluding: float = 0.4
     parts: float = 0.15
     min_area: float = 0.001
+    scales: tuple[float, float] = (0.15, 1.0)
+
+    def with_batch(self, batch_size: int) -> "SegmenterTrainParams":
+        """The same with other batches, of which the same share is new scenes, at least one."""
+        share = self.chunk_size / self.batch_size
+        return replace(self, batch_size=batch_size, chunk_size=max(1, round(batch_size * share)))
 
     @property
     def loop(self) -> LoopParams:
@@ -135,8 +143,7 @@ def train_segmenter(
     elif params.trunk_weights != "random":
         load_trunk(sam.get_submodule("image_encoder.trunk"), params.trunk_weights)
     sam.to(device)
-    if device.type == "cuda":
-        sam.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sam.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stage = SegmenterStage(sam, params, scenes, device)
     done = run_stage(stage, params.loop, run, device, limits, ranks=ranks)
     if ranks.is_main:
@@ -243,7 +250,7 @@ class SegmenterStage:
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def _encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Features:
-        with _autocast(pixels, enabled=pixels.is_cuda):
+        with _autocast(pixels, enabled=_is_faster_in_bfloat16(pixels.device)):
             return self.sam.image_encoder(pixels)
 
     def _decode(
@@ -261,7 +268,7 @@ class SegmenterStage:
                 logits, chosen = previous
                 dense = torch.where(chosen, encoder(points=None, boxes=None, masks=logits)[1], dense)
             positions = encoder.get_dense_pe()
-        with _autocast(points, enabled=points.is_cuda):
+        with _autocast(points, enabled=_is_faster_in_bfloat16(points.device)):
             masks, scores = self.sam.mask_decoder(
                 image_embeddings=features,
                 image_pe=positions,
@@ -319,6 +326,10 @@ def load_trunk(trunk: nn.Module, weights: str) -> None:
     if not tensors:
         raise CheckpointError(f"{path.name} is not torchvision's mobilenet_v2; give its file or its package.")
     load_strict(trunk, {key: value for key, value in tensors.items() if key in own}, path.name)
+
+
+def _is_faster_in_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" or fastest_dtype(device) is not None
 
 
 def _autocast(like: Tensor, enabled: bool) -> torch.autocast:

@@ -10,7 +10,8 @@ from followclick_core.__main__ import main
 from followclick_core.models.autoencoder import load_autoencoder
 from followclick_core.models.bundle import load_bundle
 from followclick_core.models.text_encoder import UNKNOWN, tokenize
-from followclick_core.training import params
+from followclick_core.segment.params import SmallSamParams
+from followclick_core.training import params, segmenter
 from followclick_core.training.run import train
 from followclick_core.training.run_dir import RunDir
 
@@ -98,8 +99,10 @@ def test_what_cannot_be_trained_is_refused(art_file, tmp_path):
         train("nano", tmp_path / "nowhere.zip", tmp_path / "run", device="cpu")
     with pytest.raises(ValueError, match="no preset 'x'"):
         train("x", art_file, tmp_path / "run")
-    with pytest.raises(ValueError, match="the stage motion's, which is not to run; leave --batch"):
+    with pytest.raises(ValueError, match="which are not to run; leave --batch"):
         train("nano", art_file, tmp_path / "run", ("spatial",), batch_size=2, device="cpu")
+    with pytest.raises(ValueError, match="which is not to run; leave --crop out"):
+        train("nano", art_file, tmp_path / "run", ("segmenter",), crop=32, device="cpu")
 
 
 @pytest.mark.usefixtures("tiny")
@@ -171,3 +174,26 @@ def test_the_command_line_s_batch_and_rate_are_the_motion_stage_s(art_file, tmp_
     before, after = (load_bundle(tmp_path / name / "weights").unet.state_dict() for name in ("base", "run"))
     moved = torch.cat([(after[key] - before[key]).abs().flatten() for key in before])
     assert moved.max() > 0.05
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_segmenter_too_takes_another_batch_and_rate_and_sees_objects_that_fill_the_picture(
+    monkeypatch, art_file, tmp_path
+):
+    model = SmallSamParams(embed_dim=32, num_heads=2, mlp_dim=32, iou_hidden_dim=16, trunk_width=0.25)
+    small = segmenter.SegmenterTrainParams(model=model, trunk_weights="random", scales=(0.9, 1.0))
+    monkeypatch.setitem(segmenter.SEGMENTER_TRAINING, "tiny", small)
+    areas, make = [], segmenter.SegmenterStage._make_chunk
+
+    def make_chunk(stage, seed):
+        chunk = make(stage, seed)
+        areas.append(chunk["mask"].float().mean((1, 2, 3)))
+        return chunk
+
+    monkeypatch.setattr(segmenter.SegmenterStage, "_make_chunk", make_chunk)
+    assert train("tiny", art_file, tmp_path, ("segmenter",), 1, device="cpu", batch_size=4, learning_rate=0.01)
+    assert {len(area) for area in areas} == {1}, "a quarter of a batch is new"
+    assert torch.cat(areas).max() > 0.45, "the discs are no larger than in the scenes of the other stages"
+    assert json.loads((tmp_path / "segmenter" / "options.json").read_text()) == {"batch": 4, "learning-rate": 0.01}
+    with pytest.raises(ValueError, match="segmenter of .* was begun with --batch 4, --learning-rate 0.01"):
+        train("tiny", art_file, tmp_path, ("segmenter",), 2, device="cpu")

@@ -22,7 +22,7 @@ from followclick_core.clip import load_frames
 from followclick_core.models.motion_model import load_motion_model
 from followclick_core.presets import get_preset
 from followclick_core.training.clip_params import ClipTrainParams, clip_training
-from followclick_core.training.run import STAGES, check_crop
+from followclick_core.training.run import STAGES, Options, check_options
 from followclick_core.training.run_dir import RunDir
 from followclick_core.training.trainable import SETS
 
@@ -46,8 +46,10 @@ def test_its_commands_are_commands(command):
     if words[words.index("followclick_core") + 1] != "train":
         return
     if arguments.art:
-        assert set(arguments.stage or ["all"]) <= {"all", *STAGES}
-        check_crop(arguments.crop, get_preset(arguments.preset))
+        stages = set(arguments.stage or ["all"])
+        assert stages <= {"all", *STAGES}
+        options = Options(arguments.batch, arguments.learning_rate, arguments.crop)
+        check_options(options, list(STAGES) if "all" in stages else list(stages), get_preset(arguments.preset))
         assert arguments.start_from is None or (ROOT / arguments.start_from / "unet.safetensors").is_file()
     else:
         counts = [int(words[words.index(name) + 1]) for name in RANKS if name in words]
