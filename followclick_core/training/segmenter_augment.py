@@ -1,8 +1,9 @@
 """Variety for the segmenter's training pictures, batched on the device they are on.
 
 The generated scenes are clean: cartoon objects over photos, square, all of one sharpness. What is clicked later are
-photos from cameras, so size, aspect, colours, sharpness and compression are varied, and in some pictures the object's
-silhouette is filled with a piece of another photo, so that texture and edges count and not the look of an emoji.
+photos from cameras, so size, aspect, colours, sharpness and compression are varied. In some pictures the object's
+silhouette is filled with a piece of another photo, so that texture and edges count and not the look of an emoji, and in
+some each of its parts with another piece, for a person is hair, skin and cloth, and still one thing to click on.
 """
 
 import math
@@ -17,6 +18,7 @@ Pixels = Float[Tensor, "b 3 h w"]
 Planes = Float[Tensor, "b 1 h w"]
 
 _TEXTURED = 0.25  # share of pictures whose object is filled with photo texture
+_PARTED = 0.35  # share whose object's parts are
 _CROPPED = 0.7
 _PADDED = 0.35
 _HALVED = 0.35  # photos smaller than the encoder's input are scaled up to it
@@ -36,7 +38,8 @@ class Stills:
 def augment(pixels: Pixels, mask: Planes, distractors: Planes, generator: torch.Generator) -> Stills:
     """Scenes as they might come from a camera; the same generator state gives the same result."""
     stills = Stills(pixels, mask, distractors, torch.ones_like(mask))
-    stills = crop(flip(paste_texture(stills, generator), generator), generator)
+    stills = paste_texture(fill_parts(stills, generator), generator)
+    stills = crop(flip(stills, generator), generator)
     pixels = degrade(jitter_colours(stills.pixels, generator), generator)
     return cut_to_aspect(replace(stills, pixels=pixels.clamp(0, 1)), generator)
 
@@ -56,6 +59,23 @@ def paste_texture(stills: Stills, generator: torch.Generator) -> Stills:
         mask=torch.where(chosen, silhouette, stills.mask),
         distractors=torch.where(chosen, others, stills.distractors),
     )
+
+
+def fill_parts(stills: Stills, generator: torch.Generator) -> Stills:
+    """Cover three parts of some objects, told apart by their colour, each with a piece of another picture."""
+    chosen = _chance(stills.mask, _PARTED, generator)
+    direction = torch.randn((len(chosen), 3, 1, 1), generator=generator, device=chosen.device)
+    tone = (_blur(stills.pixels) * direction).sum(dim=1, keepdim=True)
+    low = tone.masked_fill(stills.mask == 0, torch.inf).amin(dim=(1, 2, 3), keepdim=True)
+    high = tone.masked_fill(stills.mask == 0, -torch.inf).amax(dim=(1, 2, 3), keepdim=True)
+    first, second = _uniform(chosen, 0.15, 0.5, generator), _uniform(chosen, 0.5, 0.85, generator)
+    level = ((tone - low) / (high - low).clamp(min=1e-3)).nan_to_num()
+    part = (level > first).long() + (level > second)
+    pieces = [_window(stills.pixels.roll(k, 0), _uniform(chosen, 0.2, 0.9, generator), 0.5) for k in (1, 2, 3)]
+    filled = sum((part == index) * piece for index, piece in enumerate(pieces))
+    alpha = _blur(stills.mask) * _uniform(chosen, 0.4, 1, generator)
+    pixels = torch.where(chosen, filled * alpha + stills.pixels * (1 - alpha), stills.pixels)
+    return replace(stills, pixels=pixels)
 
 
 def flip(stills: Stills, generator: torch.Generator) -> Stills:

@@ -22,7 +22,7 @@ from followclick_core.training.segmenter import (
     mask_loss,
     train_segmenter,
 )
-from followclick_core.training.segmenter_augment import Stills, augment, compress, crop, cut_to_aspect, flip
+from followclick_core.training.segmenter_augment import Stills, augment, compress, crop, cut_to_aspect, fill_parts, flip
 from followclick_core.training.segmenter_clicks import (
     correcting_click,
     dilate,
@@ -131,6 +131,25 @@ def test_augmentation_is_decided_by_its_generator(stills):
         assert set(plane.unique().tolist()) <= {0.0, 1.0}
     assert (result.mask * result.distractors).sum() == 0
     assert (result.mask.sum(dim=(1, 2, 3)) > 30).all()
+
+
+def test_parts_of_an_object_are_covered_by_other_pictures_and_nothing_else_is(stills):
+    tones = stills.pixels.clone()
+    tones[..., SIZE // 2 :] *= 0.3  # objects of two tones
+    halves = Stills(tones, stills.mask, stills.distractors, stills.valid)
+    changed = fill_parts(halves, generator(4))
+    assert torch.equal(changed.mask, stills.mask) and torch.equal(changed.distractors, stills.distractors)
+    difference = (changed.pixels - tones).abs().amax(dim=1, keepdim=True)
+    assert (difference * (1 - dilate(stills.mask, 3))).max() == 0
+    covered = (difference * stills.mask).amax(dim=(1, 2, 3)) > 0.05
+    assert 2 < covered.sum() < 12  # a third of sixteen
+    assert torch.equal(changed.pixels, fill_parts(halves, generator(4)).pixels)
+
+
+def test_an_object_of_one_tone_and_a_picture_without_one_stay_finite(stills):
+    plain = Stills(torch.full_like(stills.pixels, 0.5), stills.mask.clone(), stills.distractors, stills.valid)
+    plain.mask[0] = 0
+    assert fill_parts(plain, generator()).pixels.isfinite().all()
 
 
 def test_crops_and_flips_move_picture_and_mask_alike(stills):
