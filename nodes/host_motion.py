@@ -41,7 +41,7 @@ from .host_conds import (
 )
 from .host_families import apply_family, clip_latent, in_dtype, spoken, with_start
 from .host_models import model_latents
-from .host_windows import mend_windows
+from .host_windows import frames_at_once, mend_windows
 from .sockets import HostedMotionModel, Region, Regions
 
 KEY = "followclick"
@@ -280,7 +280,8 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
         )
         if family.mean_free_noise:
             clip = rearrange(noise, "f c h w -> 1 c f h w")
-            noise = without_temporal_mean(clip, motion_model.params.trained_frames)[0].movedim(1, 0)
+            at_once = frames_at_once(guider.model_options) or motion_model.params.trained_frames
+            noise = without_temporal_mean(clip, at_once)[0].movedim(1, 0)
         try:
             mend_windows(guider.model_options, motion_model.layout, guider.conds.get("positive", []))
             with uncompiled_blends(guider.conds):

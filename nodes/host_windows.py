@@ -54,9 +54,20 @@ def mend_windows(model_options: dict, layout: str, positive: list[dict]) -> None
         layout: How the motion model lays the first frame out over time.
         positive: The guider's positive entries, by which a call's are known: guiders call in orders of their own.
     """
-    handler = model_options.get("context_handler")
-    if isinstance(handler, IndexListContextHandler) and handler.dim == 0:
+    if handler := _handler(model_options):
         model_options["context_handler"] = FrameWindows.of_run(handler, layout, positive)
+
+
+def frames_at_once(model_options: dict) -> int | None:
+    """Frames of a window, if a run's options cut clips into windows."""
+    handler = _handler(model_options)
+    return handler.context_length if handler else None
+
+
+def _handler(model_options: dict) -> IndexListContextHandler | None:
+    """The host's handler of windows, if it cuts frames and not something else."""
+    handler = model_options.get("context_handler")
+    return handler if isinstance(handler, IndexListContextHandler) and handler.dim == 0 else None
 
 
 def _schedule(num_frames: int, handler: IndexListContextHandler, _options: dict) -> list[list[int]]:
