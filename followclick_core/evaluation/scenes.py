@@ -52,7 +52,7 @@ class _Run:
     guidance_scale: float
     size: int
     verbs: Sequence[str]
-    guidance_interval: tuple[float, float] = WHOLE_SAMPLING
+    guidance_interval: tuple[float, float]
 
     def scenes(self) -> Iterator[HeldOutScene]:
         return held_out_scenes(self.art, self.num_scenes, self.seed, self.size, self.num_frames, self.verbs)

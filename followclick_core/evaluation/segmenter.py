@@ -1,6 +1,9 @@
-"""How well one click finds an object: intersection over union on held-out scenes, through the public calls alone."""
+"""How well one click finds an object: intersection over union on pictures with a known object, such as held-out scenes.
 
-from collections.abc import Iterator
+Through the public calls alone; benchmarks/segmenter.py prints it of a model's file.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,21 +25,21 @@ class StillSource(Protocol):
 
 @dataclass(frozen=True)
 class ClickScore:
-    """Over the scenes, 0..1.
+    """Over the pictures, 0..1.
 
     Attributes:
         mean_iou: Of the mask that the model ranks first.
-        share_good: Share of the scenes in which that one reaches 0.75.
+        share_good: Share of the pictures in which that one reaches 0.75.
         oracle_iou: Mean of the best of the candidates, had the user picked it.
         second_click_iou: Mean after one more click, in the middle of the largest error.
-        num_scenes: How many were asked.
+        num_pictures: How many were asked.
     """
 
     mean_iou: float
     share_good: float
     oracle_iou: float
     second_click_iou: float
-    num_scenes: int
+    num_pictures: int
 
 
 def evaluate_segmenter(
@@ -47,18 +50,29 @@ def evaluate_segmenter(
     click: str = "centre",
     min_area: float = 0.002,
 ) -> ClickScore:
-    """Click once on the target of each scene, and once more where that went wrong.
+    """`score_clicks` on the targets of held-out scenes.
 
     Args:
+        min_area: Share of the picture below which a target is passed over.
+    """
+    return score_clicks(segmenter, held_out_stills(scenes, num_scenes, seed, min_area), seed, click)
+
+
+def score_clicks(
+    segmenter: Segmenter, pictures: Iterable[tuple[Image, Mask]], seed: int = 0, click: str = "centre"
+) -> ClickScore:
+    """Click once on the object of each picture, and once more where that went wrong.
+
+    Args:
+        pictures: Each with its object's mask.
         click: "centre", the point farthest from the object's edge, where one aims; or "interior", any point at least
             half as far from it.
-        min_area: Share of the picture below which a target is passed over.
     """
     if click not in ("centre", "interior"):
         raise ValueError(f"There is no way of clicking called {click!r}; choose centre or interior.")
     rng = np.random.default_rng(seed)
     first, oracle, second = [], [], []
-    for image, mask in held_out_stills(scenes, num_scenes, seed, min_area):
+    for image, mask in pictures:
         size = (image.shape[1], image.shape[0])
         embedding = segmenter.embed(image)
         points = [(*_point(mask, click, rng), 1)]
@@ -79,7 +93,7 @@ def evaluate_segmenter(
         share_good=float(np.mean(np.array(first) >= 0.75)),
         oracle_iou=float(np.mean(oracle)),
         second_click_iou=float(np.mean(second)),
-        num_scenes=len(first),
+        num_pictures=len(first),
     )
 
 

@@ -268,7 +268,7 @@ def test_what_was_trained_answers_clicks(tmp_path):
     segmenter = load_segmenter(path, device="cpu")
     assert segmenter.sam.image_encoder.img_size == SIZE
     score = evaluate_segmenter(segmenter, Discs(), num_scenes=3, click="interior")
-    assert score.num_scenes == 3 and 0 <= score.mean_iou <= score.oracle_iou <= 1
+    assert score.num_pictures == 3 and 0 <= score.mean_iou <= score.oracle_iou <= 1
 
 
 class Oracle(Segmenter):
