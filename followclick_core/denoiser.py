@@ -84,8 +84,8 @@ class ClipDenoiser:
             motion = self._of_window(entry.motion, window, begin)
             context = entry.context.repeat_interleave(frames, dim=0)
             autocast = torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
-            with self.attachment.conditioned(motion), autocast:
-                inputs = (fold_frames(noisy), steps.repeat_interleave(frames), context)
+            inputs = (fold_frames(noisy), steps.repeat_interleave(frames), context)
+            with self.attachment.conditioned(motion, inputs[1]), autocast:
                 if self.features is None:
                     predicted = self.unet(*inputs)
                 else:

@@ -29,13 +29,14 @@ class Preset:
             )
 
 
-def _preset(name: str, size: int, unet: UNetParams, text: TextEncoderParams) -> Preset:
+def _preset(name: str, size: int, unet: UNetParams, text: TextEncoderParams, still_gate: bool = True) -> Preset:
     motion = MotionParams(
         model_channels=unet.model_channels,
         channel_mult=unet.channel_mult,
         num_res_blocks=unet.num_res_blocks,
         num_heads=unet.num_heads,
         context_dim=text.width,
+        still_gate=still_gate,
     )
     return Preset(name, size, unet, motion, text)
 
@@ -50,7 +51,8 @@ _DEMO = _preset(
 PRESETS = {
     preset.name: preset
     for preset in (
-        _preset("sd15", 512, UNetParams(), TextEncoderParams()),
+        # Of real clips little stands still to the last bit.
+        _preset("sd15", 512, UNetParams(), TextEncoderParams(), still_gate=False),
         _DEMO,
         # The demo's architecture at half the side: a quarter of the work per clip, for short GPU runs.
         replace(_DEMO, name="small", size=128),

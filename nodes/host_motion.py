@@ -323,7 +323,7 @@ def _unet_call_with(attachment: Attachment, width_ratio: float, fps: float | Non
         elif "context_window" in options:  # other frames than at the first call, with the same text
             now = _conditioning(num_frames, motion, width_ratio, fps)
             kept[batch] = _of_window(kept[batch], now)
-        with attachment.conditioned(kept[batch]):
+        with attachment.conditioned(kept[batch], timesteps):
             return executor(x, timesteps, context, y, control, options, **more)
 
     return diffusion_model

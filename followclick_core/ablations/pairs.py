@@ -155,8 +155,9 @@ def _guided(
     frames = conditioning.num_frames
     assert conditioning.context is not None
     context = conditioning.context.repeat_interleave(frames, dim=0)
-    with attachment.conditioned(conditioning):
-        v = bundle.unet(fold_frames(x_t.repeat(2, 1, 1, 1, 1)), t.repeat(2).repeat_interleave(frames), context)
+    timesteps = t.repeat(2).repeat_interleave(frames)
+    with attachment.conditioned(conditioning, timesteps):
+        v = bundle.unet(fold_frames(x_t.repeat(2, 1, 1, 1, 1)), timesteps, context)
     v_cond, v_uncond = unfold_frames(v.float(), 2 * len(x_t)).chunk(2)
     return guide(v_cond, v_uncond, scale)
 

@@ -22,7 +22,7 @@ from ..training.loop import Limits, LoopParams, run_stage
 from ..training.params import MotionTrainParams
 from ..training.pool import Chunk
 from ..training.run_dir import RunDir
-from ..training.stages import Generative, MotionStage
+from ..training.stages import Generative, MotionStage, watch_gate
 from ..training.train_step import TrainStep
 from .clips import HeldOutClips, TrainingClips
 from .pairs import score_pairs
@@ -82,6 +82,7 @@ class VariantStage(MotionStage):
         self.module, self.params, self.preset = model, params, preset
         self.schedule = NoiseSchedule(preset.motion.schedule).to(clips.device)
         self.attachment = attach(model.unet, model.motion)
+        self._still = watch_gate(model.motion, params)
         self.scenes = clips  # type: ignore[assignment]  # asked for its device alone
         self.pool = _Drawn(clips, variant)  # type: ignore[assignment]
         self.prepare, self.prefetch = _nothing, _nothing
@@ -181,6 +182,7 @@ class Workshop:
             context_dim=unet.params.context_dim if variant.motion_attention else None,
             layout=variant.layout,
             trained_frames=self.clip_params.num_frames,
+            still_gate=variant.still_gate,
         )
         preset = Preset("ablation", self.clip_params.size, unet.params, motion, text.params)
         torch.manual_seed(seed)

@@ -114,8 +114,9 @@ def _errors_at(
     with torch.autocast(x_0.device.type, torch.bfloat16, enabled=x_0.device.type == "cuda"):
         context = bundle.text(clips.tensors["tokens"][rows])
         conditioning = MotionConditioning(frames, context, numbers[rows], condition)
-        with attachment.conditioned(conditioning):
-            v = bundle.unet(fold_frames(x_t), t.repeat_interleave(frames), context.repeat_interleave(frames, dim=0))
+        timesteps = t.repeat_interleave(frames)
+        with attachment.conditioned(conditioning, timesteps):
+            v = bundle.unet(fold_frames(x_t), timesteps, context.repeat_interleave(frames, dim=0))
     error = unfold_frames(v.float(), len(rows)) - schedule.velocity(x_0, noise[rows], t)
     return error.square().mean((1, 2))[:, None]
 

@@ -19,6 +19,7 @@ class Variant:
         condition: The number that says how fast: the mean flow magnitude, or the clip's frames per second.
         region: The mask of training: the object's silhouette in the first frame, as a click means it, or the
             paper's pairwise motion masks joined over pairs by union or by majority. At inference it is the silhouette.
+        still_gate: Whether the motion model has a gate for what stands still (models/still_gate.py).
     """
 
     name: str
@@ -29,6 +30,7 @@ class Variant:
     motion_captions: bool = True
     condition: str = "magnitude"
     region: str = "silhouette"
+    still_gate: bool = False
 
     def __post_init__(self) -> None:
         if self.condition not in CONDITIONS or self.region not in REGIONS:
@@ -54,6 +56,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("layout-release", layout="release"),
     Variant("union", region="union"),
     Variant("majority", region="majority"),
+    Variant("still-gate", still_gate=True),
     *(_RATIOS[tenths] for tenths in (9, 3, 5, 8, 1, 6, 2, 4)),
 )
 
@@ -112,6 +115,12 @@ ABLATIONS: tuple[Ablation, ...] = (
         "region",
         "Training mask: silhouette, union or majority",
         (("base", "silhouette"), ("union", "union"), ("majority", "majority")),
+        _COMMON,
+    ),
+    Ablation(
+        "still-gate",
+        "A gate for what stands still",
+        (("base", "without"), ("still-gate", "with")),
         _COMMON,
     ),
 )

@@ -20,7 +20,7 @@ from .motion_keys import ENCODING
 from .motion_model import MotionModel, MotionParams, describe, load_motion_model
 
 # Parts of the method that AnimateDiff's files do not have.
-_ADDED = re.compile(r"\.attention_blocks\.2\.|\.norms\.2\.|^first_frame_conv\.|^motion_embedding\.")
+_ADDED = re.compile(r"\.attention_blocks\.2\.|\.norms\.2\.|^first_frame_conv\.|^motion_embedding\.|^still_gate\.")
 
 
 def load_motion_start(path: str | Path, params: MotionParams) -> MotionModel:

@@ -18,6 +18,7 @@ from ..shapes import PerSample, Tokens, Video
 from .motion_model import MotionModel
 from .motion_module import KeyValue, MotionModule, MotionText, RegionKeyValue
 from .region_hooks import RegionBlend, RegionHooks
+from .still_gate import StillGate
 
 
 @dataclass
@@ -74,24 +75,34 @@ class Attachment:
         self._handles: list[RemovableHandle] = []
         self._region_handles: list[RemovableHandle] = []
         self._conditioning: MotionConditioning | None = None
+        self._timesteps: Tensor | None = None
+        self._x_t: Tensor | None = None  # of the call that runs
 
     @contextlib.contextmanager
-    def conditioned(self, conditioning: MotionConditioning) -> Iterator[None]:
+    def conditioned(self, conditioning: MotionConditioning, timesteps: Tensor | None = None) -> Iterator[None]:
         """Use `conditioning` for the UNet calls inside the block; outside it the UNet is the plain image model.
 
+        Args:
+            timesteps: What the UNet is called with, for each of the (b f) frames; only a still gate reads them.
+
         Raises:
-            ValueError: the motion model knows no positions for so many frames.
+            ValueError: the motion model knows no positions for so many frames, or has a still gate and is not told
+                the timesteps.
         """
         self.motion_model.family.check_frames(conditioning.num_frames)
         # Only clips of several regions pay for the hooks that these need.
         if conditioning.regions is not None and not self._region_handles:
             hooks = RegionHooks(self._regions, self.motion_model.motion_embedding)
             self._region_handles.extend(hooks.set_on(self._unet))
-        previous, self._conditioning = self._conditioning, conditioning
+        if timesteps is None and self.motion_model.still_gate is not None and conditioning.first_frame is not None:
+            raise ValueError("This motion model has a still gate, so it must know the timesteps of the UNet's call.")
+        previous = self._conditioning, self._timesteps
+        self._conditioning, self._timesteps = conditioning, timesteps
         try:
             yield
         finally:
-            self._conditioning = previous
+            self._conditioning, self._timesteps = previous
+            self._x_t = None
 
     def detach(self) -> None:
         """Remove every hook; safe to call twice."""
@@ -147,6 +158,29 @@ class Attachment:
 
         self._handles.append(layer.register_forward_hook(add))
 
+    def hook_still_gate(self, first: nn.Module, last: nn.Module, gate: StillGate) -> None:
+        """Args: first, last: The UNet's first convolution, which sees the noisy latents, and its last."""
+
+        def note(_layer: nn.Module, inputs: tuple[Tensor]) -> None:
+            if self._gated_frame() is not None:
+                self._x_t = inputs[0]
+
+        def mix(_layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            still = self._gated_frame()
+            if still is None:
+                return output
+            x_t, timesteps = self._x_t, self._timesteps
+            assert x_t is not None and timesteps is not None
+            # Frame 0 holds the first frame in every layout.
+            still = still[:, 1:, :1].to(x_t.device).expand(-1, -1, len(x_t) // len(still), -1, -1)
+            return gate(inputs[0], output, x_t, rearrange(still, "b c f h w -> (b f) c h w"), timesteps)
+
+        self._handles.append(first.register_forward_pre_hook(note))
+        self._handles.append(last.register_forward_hook(mix))
+
+    def _gated_frame(self) -> Video | None:
+        return None if self._conditioning is None else self._conditioning.first_frame
+
     def hook_fps(self, layer: nn.Module, embedding: nn.Module) -> None:
         def add(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
             if self._conditioning is None:
@@ -194,6 +228,8 @@ def attach(unet: nn.Module, motion_model: MotionModel) -> Attachment:
         attachment.hook_motion_module(layer, module)
     if motion_model.first_frame_conv is not None:
         attachment.hook_first_frame(unet.input_blocks[0][0])  # type: ignore[index]
+    if motion_model.still_gate is not None:
+        attachment.hook_still_gate(unet.input_blocks[0][0], unet.out[2], motion_model.still_gate)  # type: ignore[index,arg-type]
     if motion_model.motion_embedding is not None:
         attachment.hook_magnitude(unet.time_embed)  # type: ignore[arg-type]
     if motion_model.fps_embedding is not None:

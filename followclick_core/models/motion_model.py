@@ -14,6 +14,7 @@ from ..shapes import Masks, OtherVideo
 from .blocks import zero_
 from .embeddings import ScalarEmbedding
 from .motion_module import MotionModule
+from .still_gate import StillGate
 
 LAYOUTS = ("paper", "release", "repeat")
 
@@ -29,6 +30,7 @@ class MotionParams:
         schedule: The noise schedule and prediction it was trained with.
         trained_frames: Clip length in training; other lengths work less well.
         family: Which kind of motion model it is, see `families`.
+        still_gate: Whether it has a gate for what stands still (still_gate.py); the paper's has none.
     """
 
     model_channels: int = 320
@@ -41,11 +43,16 @@ class MotionParams:
     schedule: ScheduleParams = field(default_factory=ScheduleParams)
     trained_frames: int = 16
     family: str = FOLLOWCLICK.name
+    still_gate: bool = False
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise ValueError(f"There is no first-frame layout {self.layout!r}; choose one of {', '.join(LAYOUTS)}.")
-        get_family(self.family)
+        if not get_family(self.family).takes_first_frame and self.still_gate:
+            raise ValueError(
+                f"A motion model of the family {self.family} sees no first frame, which a still gate needs; "
+                "set still_gate to False."
+            )
 
 
 class MotionBlock(nn.Module):
@@ -84,6 +91,7 @@ class MotionModel(nn.Module):
         embedding = params.model_channels, 4 * params.model_channels
         self.motion_embedding = ScalarEmbedding(*embedding) if self.family.magnitude == EMBEDDING else None
         self.fps_embedding = ScalarEmbedding(*embedding) if self.family.fps is not None else None
+        self.still_gate = StillGate(params.model_channels, params.schedule) if params.still_gate else None
 
     @property
     def schedule(self) -> ScheduleParams:

@@ -47,10 +47,9 @@ class ClipModel(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_text()):
             context = self.text(tokens)
         conditioning = MotionConditioning(num_frames, context, magnitude, first_frame)
-        with self.attachment.conditioned(conditioning):
-            prediction = self.unet(
-                fold_frames(x_t), t.repeat_interleave(num_frames), context.repeat_interleave(num_frames, dim=0)
-            )
+        timesteps = t.repeat_interleave(num_frames)
+        with self.attachment.conditioned(conditioning, timesteps):
+            prediction = self.unet(fold_frames(x_t), timesteps, context.repeat_interleave(num_frames, dim=0))
         return unfold_frames(prediction, len(x_t))
 
     def _trains_text(self) -> bool:

@@ -45,6 +45,7 @@ class MotionTrainParams:
         text_dropout: Share of samples without a prompt, for classifier-free guidance.
         correspondence_weight: Of the loss that teaches attention where a moved point comes from (correspondence.py).
         correspondence_points: Places in each frame for that loss.
+        still_weight: Of the loss that teaches the still gate what stands still (still_loss.py).
         crop: Side in pixels of the part around the object that is trained on, another each time; None: all of the
             clip. A small part at full scale costs a fraction, and the rest stands still anyway.
         noisy_share: Share of the samples whose timestep is at least `noisy_from`; the others' are uniform. What moves
@@ -64,6 +65,7 @@ class MotionTrainParams:
     word_dropout: float = 0.03
     correspondence_weight: float = 0.0
     correspondence_points: int = 32
+    still_weight: float = 0.02
     crop: int | None = None
     noisy_share: float = 0.0
     noisy_from: int = 300

@@ -265,7 +265,7 @@ class Trainer:
         files = {part: self.run_dir.weights / f"{part}.safetensors" for part in ("unet", "motion", "text_encoder")}
         if all(path.is_file() for path in files.values()):
             grow_into(model.unet, load_unet(files["unet"]).state_dict())
-            model.motion.load_state_dict(load_motion_model(files["motion"]).state_dict())
+            grow_into(model.motion, load_motion_model(files["motion"]).state_dict())
             model.text.load_state_dict(load_text_encoder(files["text_encoder"]).state_dict())
             model.mark_seen(known_tokens(files["text_encoder"]))
         model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -305,7 +305,8 @@ class Trainer:
 def grow_into(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Load the weights of a model that lacks some residual branches of this one.
 
-    The new branches must end in zeros, as all of this package's do when they are made: it then computes the same.
+    The new branches must end in zeros, as all of this package's do when they are made: it then computes the same. A new
+    still gate is all but shut.
 
     Raises:
         CheckpointError: `state` has entries that `model` lacks, or of other shapes.

@@ -24,6 +24,7 @@ from .correspondence import CorrespondenceLoss, draw_places
 from .loop import step_generator
 from .params import AutoencoderParams, MotionTrainParams, SpatialParams
 from .pool import Chunk, SamplePool
+from .still_loss import StillLoss, still_cells
 
 SceneSource = SceneGenerator | ScenesAhead | ShardClips
 
@@ -126,6 +127,7 @@ class MotionStage:
     all_bfloat16 = True
     # Stages on clips whose points' origins are not known go without.
     _correspondence: CorrespondenceLoss | None = None
+    _still: StillLoss | None = None
 
     def __init__(
         self,
@@ -146,6 +148,7 @@ class MotionStage:
             if isinstance(scenes, ShardClips):
                 raise ValueError("Shards do not know where points come from; set correspondence_weight to 0.")
             self._correspondence = CorrespondenceLoss(model.unet)
+        self._still = watch_gate(model.motion, params)
         self.pool = SamplePool(self._make_chunk, params.pool_chunks, scenes.device)
         self.prepare, self.prefetch = self.pool.refill, self.pool.advance
 
@@ -169,6 +172,8 @@ class MotionStage:
         if self._correspondence is not None:
             points = params.correspondence_points
             clip["place"], clip["origin"] = draw_places(drawn["origins"].float(), LATENT_SCALE, points, generator)
+        if self._still is not None:
+            clip["still"] = still_cells(latents)
         return {
             "tokens": tokens,
             "magnitude": drawn["magnitude"],
@@ -192,12 +197,9 @@ class MotionStage:
         num_frames = batch["x_t"].shape[2]
         context = self.module.text(batch["tokens"])
         conditioning = MotionConditioning(num_frames, context, batch["magnitude"], batch["first_frame"])
-        with self.attachment.conditioned(conditioning), self._watching():
-            v = self.module.unet(
-                fold_frames(batch["x_t"]),
-                batch["t"].repeat_interleave(num_frames),
-                context.repeat_interleave(num_frames, dim=0),
-            )
+        timesteps = batch["t"].repeat_interleave(num_frames)
+        with self.attachment.conditioned(conditioning, timesteps), self._watching():
+            v = self.module.unet(fold_frames(batch["x_t"]), timesteps, context.repeat_interleave(num_frames, dim=0))
         error = (v.float() - fold_frames(batch["v"]).float()).square().mean(dim=1)
         swept = batch["swept"].float().repeat_interleave(num_frames, dim=0)[:, 0]
         weight = 1 + self.params.region_weight * swept
@@ -208,18 +210,21 @@ class MotionStage:
         if self._correspondence is not None:
             lost = self._correspondence(batch["place"], batch["origin"], v.shape[-1])
             loss, figures["correspondence"] = loss + self.params.correspondence_weight * lost, lost.detach()
+        if self._still is not None:
+            lost = self._still(batch["still"])
+            loss, figures["still"] = loss + self.params.still_weight * lost, lost.detach()
         return loss, figures
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
-        if self._correspondence is None:
-            yield
-            return
-        self._correspondence.recording = True
+        watchers = [each for each in (self._correspondence, self._still) if each is not None]
+        for each in watchers:
+            each.recording = True
         try:
             yield
         finally:
-            self._correspondence.recording = False
+            for each in watchers:
+                each.recording = False
 
     def _condition(self, first: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
         masked = torch.rand(len(first), device=first.device, generator=generator) < self.params.masked_share
@@ -242,6 +247,11 @@ class MotionStage:
             "tokens": tokenize(scenes.motion_prompts).to(latents.device),
             "captions": tokenize(scenes.captions).to(latents.device),
         }
+
+
+def watch_gate(motion: MotionModel, params: MotionTrainParams) -> StillLoss | None:
+    """The loss of a motion model's still gate, where there is one and `params` asks for it."""
+    return StillLoss(motion.still_gate) if motion.still_gate is not None and params.still_weight else None
 
 
 def crop_around_object(clips: Chunk, side: int, generator: torch.Generator) -> Chunk:
