@@ -96,7 +96,7 @@ def test_the_report_fills_the_pages_markers_and_leaves_its_prose(tmp_path, monke
     assert "\\*" in obeyed and "[" in obeyed
     assert "| a prediction per region | 3 | 1 [1, 1] | 0.5 " in text
     # Of a comparison with one variant alone nothing is said, and what stood there is kept.
-    assert text.count("old") == 3 and (tmp_path / "ablation-captions.png").stat().st_size > 1000
+    assert text.count("old") == 4 and (tmp_path / "ablation-captions.png").stat().st_size > 1000
     write_report(tmp_path, page)
     assert page.read_text() == text
 
