@@ -7,7 +7,8 @@
 
 The modules' names are ours (motion_module.py), so the key map only drops what the files hold besides weights: the
 encodings, which are computed, and entries of other parts. What the method adds to AnimateDiff stays as it is made and
-changes nothing at first: the motion-augmented attention, the first frame's convolution, the magnitude.
+changes nothing at first: the motion-augmented attention, the first frame's convolution, the magnitude; a still gate,
+where there is one, hardly anything.
 """
 
 import re

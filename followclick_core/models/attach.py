@@ -163,7 +163,7 @@ class Attachment:
 
         def note(_layer: nn.Module, inputs: tuple[Tensor]) -> None:
             if self._gated_frame() is not None:
-                self._x_t = inputs[0]
+                self._x_t = inputs[0][:, :4]  # an inpainting UNet has more
 
         def mix(_layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
             still = self._gated_frame()

@@ -110,7 +110,10 @@ class MotionModel(nn.Module):
 
 def save_motion_model(path: str | Path, model: MotionModel, notes: dict[str, str] | None = None) -> None:
     """Write as fp16 safetensors whose metadata says what it is."""
-    metadata = {"format": "followclick.motion", "params": json.dumps(asdict(model.params)), **(notes or {})}
+    params = asdict(model.params)
+    if not model.params.still_gate:
+        del params["still_gate"]  # versions before there was one read the file too
+    metadata = {"format": "followclick.motion", "params": json.dumps(params), **(notes or {})}
     save_safetensors(path, {key: value.half() for key, value in model.state_dict().items()}, metadata)
 
 

@@ -7,10 +7,10 @@ prediction is what a clip standing still would have:
 
     v = (1 - k g) v_unet + k g v_still,    v_still = (alpha_t x_t - c) / sigma_t,
 
-with c the first frame's latents. It is learned from the diffusion loss alone, knows no region mask, and is a departure
-from the paper. Composing a clip from a still background and a moving foreground by a learned mask is Vondrick et al.
-2016 (arXiv:1609.02612). k = min(1, sigma_t / 0.2) shuts it where there is hardly any noise: v_still would multiply
-what moved by 1 / sigma_t there.
+with c the first frame's latents. It knows no region mask; training on scenes tells it besides what stands still
+(training/still_loss.py). It is a departure from the paper. Composing a clip from a still background and a moving
+foreground by a learned mask is Vondrick et al. 2016 (arXiv:1609.02612). k = min(1, sigma_t / 0.2) shuts it where there
+is hardly any noise: v_still would multiply what moved by 1 / sigma_t there.
 """
 
 import functools
@@ -44,7 +44,7 @@ class StillGate(nn.Module):
     def forward(
         self, features: OtherFrames, prediction: Frames, x_t: Frames, first_frame: Frames, timesteps: Tensor
     ) -> Frames:
-        """The UNet's prediction, replaced where the clip stands still.
+        """The UNet's prediction, replaced where the clip stands still; float32.
 
         Args:
             features: What the UNet's last convolution reads, (b f) c h w.
@@ -53,16 +53,21 @@ class StillGate(nn.Module):
         """
         weight = self.conv.weight
         gate = self.conv(features.to(weight.dtype)).float().sigmoid()
-        alpha, sigma = _coefficients(self.schedule, x_t.device)[:, timesteps.round().long()].view(2, -1, 1, 1, 1)
+        t = timesteps.round().long().clamp(0, self.schedule.num_train_timesteps - 1)
+        alpha, sigma = _coefficients(self.schedule, x_t.device)[:, t].view(2, -1, 1, 1, 1)
         x_t, first_frame = x_t.float(), first_frame.float()
         noise = (x_t - alpha * first_frame) / sigma
         velocity = self.schedule.prediction_type == "v_prediction"
         still = alpha * noise - sigma * first_frame if velocity else noise
-        share = gate * (sigma / LEAST_SIGMA).clamp(max=1)
-        return torch.lerp(prediction.float(), still, share).to(prediction.dtype)
+        # A cell that is zero in all channels was masked in training: nothing is known of it.
+        known = (first_frame != 0).any(dim=1, keepdim=True)
+        share = gate * known * (sigma / LEAST_SIGMA).clamp(max=1)
+        # Not rounded to half precision, or what stands still would shimmer after all.
+        return torch.lerp(prediction.float(), still, share)
 
 
-@functools.lru_cache(maxsize=8)
+# Never thrown away: recorded calls keep its address.
+@functools.cache
 def _coefficients(params: ScheduleParams, device: torch.device) -> Tensor:
     """alpha_t and sigma_t of every timestep, [2, T]; float32, whatever a host casts the model's weights to."""
     # Hosts sample in inference mode, whose tensors no later training could use.

@@ -241,7 +241,7 @@ def load_parts(preset: Preset, start: Start, params: ClipTrainParams) -> Parts:
         raise CheckpointError(f"{start.base} is not of the preset {preset.name}; choose the preset it was trained as.")
     model = load_motion_start(motion, new) if motion else MotionModel(new)
     # A file of this pack says how it was trained. Training it on otherwise is allowed, and is then what it says.
-    kept = {"mid_block": model.params.mid_block, "context_dim": model.params.context_dim}
+    kept = {name: getattr(model.params, name) for name in ("mid_block", "context_dim", "still_gate")}
     if model.params != replace(new, **kept, **_conditions_of(model)):
         raise CheckpointError(f"{motion} is not for the UNet of the preset {preset.name}; choose the right preset.")
     model.params = replace(new, **kept)

@@ -18,6 +18,7 @@ from ..models.blocks import BasicTransformerBlock, FeedForward, ResBlock
 from .clip_model import ClipModel, checkpoint_activations, clip_loss
 from .clip_params import ClipTrainParams
 from .ema import EMA
+from .train_step import check_same_parts
 from .trainable import trainable_parameters
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class AccelerateStep:
     @torch.no_grad()
     def load_state(self, state: dict[str, Any], ema: EMA) -> None:
         parameters = dict(trainable_parameters(self._module))
+        check_same_parts(state["module"], parameters)
         for name, value in parameters.items():
             value.copy_(_shard(state["module"][name], value))
         values = list(parameters.values())

@@ -21,7 +21,7 @@ from ..generate import LATENT_SCALE
 from ..models.autoencoder import Autoencoder, Block, load_autoencoder, save_autoencoder
 from ..models.blocks import ResBlock, SpatialTransformer
 from ..models.bundle import FILES
-from ..models.motion_model import load_motion_model, save_motion_model
+from ..models.motion_model import MotionModel, load_motion_model, save_motion_model
 from ..models.motion_module import TemporalTransformer
 from ..models.text_encoder import known_tokens, load_text_encoder, save_text_encoder
 from ..models.unet import load_unet, save_unet
@@ -265,7 +265,7 @@ class Trainer:
         files = {part: self.run_dir.weights / f"{part}.safetensors" for part in ("unet", "motion", "text_encoder")}
         if all(path.is_file() for path in files.values()):
             grow_into(model.unet, load_unet(files["unet"]).state_dict())
-            grow_into(model.motion, load_motion_model(files["motion"]).state_dict())
+            load_older(model.motion, load_motion_model(files["motion"]))
             model.text.load_state_dict(load_text_encoder(files["text_encoder"]).state_dict())
             model.mark_seen(known_tokens(files["text_encoder"]))
         model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -305,8 +305,7 @@ class Trainer:
 def grow_into(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Load the weights of a model that lacks some residual branches of this one.
 
-    The new branches must end in zeros, as all of this package's do when they are made: it then computes the same. A new
-    still gate is all but shut.
+    The new branches must end in zeros, as all of this package's do when they are made: it then computes the same.
 
     Raises:
         CheckpointError: `state` has entries that `model` lacks, or of other shapes.
@@ -319,6 +318,14 @@ def grow_into(model: nn.Module, state: dict[str, Tensor]) -> None:
             "fit; start from weights of the same preset."
         )
     model.load_state_dict({**own, **state})
+
+
+def load_older(model: MotionModel, other: MotionModel) -> None:
+    """Load a motion model's weights, also from before there were still gates; a new gate is all but shut."""
+    state = other.state_dict()
+    if other.still_gate is None:
+        state |= {key: value for key, value in model.state_dict().items() if key.startswith("still_gate.")}
+    model.load_state_dict(state)
 
 
 def training_scenes(

@@ -173,7 +173,7 @@ class MotionStage:
             points = params.correspondence_points
             clip["place"], clip["origin"] = draw_places(drawn["origins"].float(), LATENT_SCALE, points, generator)
         if self._still is not None:
-            clip["still"] = still_cells(latents)
+            clip["unchanged"] = still_cells(latents)
         return {
             "tokens": tokens,
             "magnitude": drawn["magnitude"],
@@ -211,7 +211,7 @@ class MotionStage:
             lost = self._correspondence(batch["place"], batch["origin"], v.shape[-1])
             loss, figures["correspondence"] = loss + self.params.correspondence_weight * lost, lost.detach()
         if self._still is not None:
-            lost = self._still(batch["still"])
+            lost = self._still(batch["unchanged"])
             loss, figures["still"] = loss + self.params.still_weight * lost, lost.detach()
         return loss, figures
 

@@ -4,6 +4,7 @@ A small model on a large GPU spends its time waiting for Python to launch thousa
 launches them all at once.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,6 +77,7 @@ class TrainStep:
         }
 
     def load_state(self, state: dict[str, Any], ema: EMA) -> None:
+        check_same_parts(state["module"], self._stage.module.state_dict())
         self._stage.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
@@ -128,6 +130,15 @@ class TrainStep:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._figures = self._step(self._inputs)
+
+
+def check_same_parts(saved: Iterable[str], own: Iterable[str]) -> None:
+    """ValueError if a run was begun with a model of other parts, as by a version with another preset of this name."""
+    if changed := sorted(set(saved) ^ set(own)):
+        raise ValueError(
+            f"This training was begun with a model of other parts ({', '.join(changed[:3])}); begin another "
+            "--run folder, with its weights if they are to be trained on."
+        )
 
 
 class _StageModule(nn.Module):

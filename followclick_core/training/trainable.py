@@ -1,8 +1,8 @@
 """Which weights are trained: sets with names, so that a run can say what it changed.
 
 paper         the motion model: temporal transformers, motion-augmented attention, the five new channels of the
-              first convolution, magnitude. The convolution's part for the noisy latents stays Stable Diffusion's,
-              so that the result fits every checkpoint of it.
+              first convolution, magnitude, still gate. The convolution's part for the noisy latents stays Stable
+              Diffusion's, so that the result fits every checkpoint of it.
 all           the motion model and the UNet
 scratch       the same and the text encoder: for models that begin with nothing
 spatial-lora  the motion model, and a LoRA on the UNet's attention

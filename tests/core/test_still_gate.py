@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+from followclick_core.checkpoint import load_metadata
 from followclick_core.diffusion.schedule import NoiseSchedule, ScheduleParams
 from followclick_core.models.attach import MotionConditioning, attach
 from followclick_core.models.motion_model import MotionModel, MotionParams, load_motion_model, save_motion_model
-from followclick_core.models.still_gate import StillGate
+from followclick_core.models.still_gate import SHUT, StillGate
 from followclick_core.models.unet import UNet, UNetParams
+from followclick_core.training.run import load_older
+from followclick_core.training.train_step import check_same_parts
 
 TINY = UNetParams(32, (1, 2), 1, (0, 1), 1, num_heads=2, context_dim=16)
 EPSILON = ScheduleParams(zero_terminal_snr=False, prediction_type="epsilon")
@@ -96,6 +99,15 @@ def test_a_new_gate_is_all_but_shut_and_without_a_first_frame_there_is_none():
     assert torch.equal(clip_call(motion, apart, timesteps=False), clip_call(without, apart))
 
 
+def test_cells_that_training_masks_are_left_to_the_network():
+    gate, first = opened(StillGate(32, ScheduleParams())), noise(1, 4, 8, 6)
+    first[:, :, 2:4] = 0
+    predicted = noise(1, 4, 8, 6, seed=1)
+    mixed = gate(noise(1, 32, 8, 6), predicted, noise(1, 4, 8, 6, seed=2), first, torch.tensor([500]))
+    left = (mixed == predicted).all(1)[0]
+    assert left[2:4].all() and not left[:2].any() and not left[4:].any()
+
+
 def test_it_must_know_the_timesteps():
     with pytest.raises(ValueError, match="timesteps"):
         clip_call(gated(), conditioning(), timesteps=False)
@@ -145,3 +157,27 @@ def test_it_is_saved_with_the_motion_model(tmp_path):
     loaded = load_motion_model(tmp_path / "motion.safetensors")
     assert loaded.params.still_gate
     torch.testing.assert_close(loaded.still_gate.conv.weight, motion.still_gate.conv.weight, atol=1e-3, rtol=1e-3)
+
+
+def test_a_file_without_a_gate_says_nothing_of_gates(tmp_path):
+    """Versions before there was one refuse numbers that they do not know."""
+    save_motion_model(tmp_path / "motion.safetensors", MotionModel(MotionParams(32, (1, 2), 1, 2, 16)))
+    assert "still_gate" not in load_metadata(tmp_path / "motion.safetensors")["params"]
+    assert not load_motion_model(tmp_path / "motion.safetensors").params.still_gate
+
+
+def test_training_goes_on_from_a_motion_model_without_a_gate_and_from_no_other_with_parts_missing():
+    old, new = MotionModel(MotionParams(32, (1, 2), 1, 2, 16)), gated()
+    load_older(new, old)
+    kept = new.state_dict()
+    assert all(torch.equal(kept[key], value) for key, value in old.state_dict().items())
+    assert new.still_gate.conv.bias.tolist() == [SHUT]
+    del old.motion_embedding
+    with pytest.raises(RuntimeError, match="motion_embedding"):
+        load_older(new, old)
+
+
+def test_a_checkpoint_of_other_parts_is_refused_in_plain_words():
+    check_same_parts(["a", "b"], ["b", "a"])
+    with pytest.raises(ValueError, match=r"other parts \(still_gate.conv.bias\); begin another --run folder"):
+        check_same_parts(["a"], ["a", "still_gate.conv.bias"])

@@ -233,10 +233,11 @@ def files(pack, small, checkpoint_files, tmp_path_factory):
     torch.save(checkpoint_files.lora_tensors("animatediff_v2"), folder / "pan.ckpt")
     motion_model = pack.module("followclick_core.models.motion_model")
     params = motion_model.MotionParams(model_channels=32, context_dim=small.unet.params.context_dim)
-    torch.manual_seed(0)
-    with torch.inference_mode(False):
-        own = randomised(motion_model.MotionModel(params))
-    motion_model.save_motion_model(folder / "followclick.safetensors", own)
+    for name, gated in (("followclick", False), ("followclick_gated", True)):
+        torch.manual_seed(0)
+        with torch.inference_mode(False):
+            own = randomised(motion_model.MotionModel(replace(params, still_gate=gated)))
+        motion_model.save_motion_model(folder / f"{name}.safetensors", own)
     with pytest.MonkeyPatch.context() as patch:
         for kind in ("animatediff_models", "animatediff_motion_lora"):
             paths, extensions = folder_paths.folder_names_and_paths[kind]

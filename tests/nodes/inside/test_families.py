@@ -31,7 +31,7 @@ def test_the_node_names_the_family_and_says_what_it_does(pack, files, name):
     assert f"{name}.safetensors" in pack.node("LoadMotionModel").define_schema().inputs[0].options
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "followclick"])
+@pytest.mark.parametrize("name", [*FAMILIES, "followclick", "followclick_gated"])
 def test_the_attached_host_unet_computes_what_the_attached_core_unet_does(pack, small, load, name):
     attaching, motion = pack.module("followclick_core.models.attach"), load(name)
     own = motion.spatial or small.unet.state_dict()
@@ -47,7 +47,7 @@ def test_the_attached_host_unet_computes_what_the_attached_core_unet_does(pack, 
         for unet, arguments in ((host, {"transformer_options": {}}), (core, {})):
             unet.load_state_dict(dict(own))
             attachment = attaching.attach(unet, motion.model)
-            with attachment.conditioned(conditioning):
+            with attachment.conditioned(conditioning, t):
                 results.append(unet(x, t, context, **arguments))
             attachment.detach()
         plain = core(x, t, context)

@@ -1,5 +1,7 @@
 """A motion model in the host's samplers: right numbers, and no trace of it elsewhere."""
 
+from dataclasses import replace
+
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -88,7 +90,8 @@ def test_an_untrained_motion_model_changes_nothing(pack, demo, graph, monkeypatc
     monkeypatch.setattr(pack.module("nodes.host_motion"), "without_temporal_mean", lambda noise, _block: noise)
     motion = pack.module("followclick_core.models.motion_model")
     sockets = pack.module("nodes.sockets")
-    untrained = motion.MotionModel(demo.motion_model.model.params)
+    # A new gate is all but shut, but not shut.
+    untrained = motion.MotionModel(replace(demo.motion_model.model.params, still_gate=False))
     hosted = sockets.HostedMotionModel(untrained, pack.module("nodes.host").hosted(untrained), 128)
     patched = pack.run("ApplyMotionModel", model=demo.model, motion_model=hosted)[0]
     assert torch.equal(pack.sample_graph(graph, model=patched), pack.sample_graph(graph, model=demo.model))
