@@ -51,8 +51,7 @@ class StillGate(nn.Module):
             prediction: What it gives. x_t: The noisy latents. first_frame: The latents c, for each frame.
             timesteps: 0 … 999 for each of the (b f) frames; a host's may be fractional.
         """
-        weight = self.conv.weight
-        gate = self.conv(features.to(weight.dtype)).float().sigmoid()
+        gate = self.conv(features.to(next(self.conv.parameters()).dtype)).float().sigmoid()
         t = timesteps.round().long().clamp(0, self.schedule.num_train_timesteps - 1)
         alpha, sigma = _coefficients(self.schedule, x_t.device)[:, t].view(2, -1, 1, 1, 1)
         x_t, first_frame = x_t.float(), first_frame.float()
