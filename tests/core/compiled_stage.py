@@ -56,6 +56,7 @@ def batch() -> dict[str, Tensor]:
         "still_x_t": noise(still),
         "still_v": noise(still),
         "still_t": torch.tensor([400]),
+        "unchanged": (noise(2, 1, FRAMES, SIDE, SIDE) > 0).float(),
     }
 
 
