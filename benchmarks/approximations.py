@@ -33,7 +33,7 @@ from followclick_core.evaluation.scenes import held_out_scenes
 from followclick_core.evaluation.scoring import SceneScore, score_scene
 from followclick_core.evaluation.takes import HeldOutScene, SceneTakes, Take
 from followclick_core.flow.magnitude import psnr
-from followclick_core.generate import DEMO_SAMPLING, SamplingParams, decode_clip, generate_latents
+from followclick_core.generate import SamplingParams, decode_clip, generate_latents
 from followclick_core.shapes import Mask
 
 EXACT = "exact"
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--cfg", type=float, default=DEMO_SAMPLING.guidance_scale)
+    parser.add_argument("--cfg", type=float, default=7.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
@@ -92,7 +92,7 @@ def main() -> None:
 
 def all_ways(animator: Animator, arguments: argparse.Namespace) -> dict[str, Way]:
     half = torch.float16 if animator.bundle.device.type == "cuda" else None
-    exact = replace(DEMO_SAMPLING, steps=arguments.steps, guidance_scale=arguments.cfg, autocast=half)
+    exact = SamplingParams(16, arguments.steps, arguments.cfg, autocast=half)
     ways = {EXACT: exact}
     for interval, depth in REUSE:
         ways[f"every {interval}, depth {depth}"] = replace(exact, reuse=ReuseParams(interval, depth))
