@@ -173,7 +173,8 @@ class Attachment:
             assert x_t is not None and timesteps is not None
             # Frame 0 holds the first frame in every layout.
             still = still[:, 1:, :1].to(x_t.device).expand(-1, -1, len(x_t) // len(still), -1, -1)
-            return gate(inputs[0], output, x_t, rearrange(still, "b c f h w -> (b f) c h w"), timesteps)
+            still = rearrange(still, "b c f h w -> (b f) c h w")
+            return gate(inputs[0], output, x_t, still, timesteps, self.motion_model.schedule)
 
         self._handles.append(first.register_forward_pre_hook(note))
         self._handles.append(last.register_forward_hook(mix))

@@ -91,7 +91,7 @@ class MotionModel(nn.Module):
         embedding = params.model_channels, 4 * params.model_channels
         self.motion_embedding = ScalarEmbedding(*embedding) if self.family.magnitude == EMBEDDING else None
         self.fps_embedding = ScalarEmbedding(*embedding) if self.family.fps is not None else None
-        self.still_gate = StillGate(params.model_channels, params.schedule) if params.still_gate else None
+        self.still_gate = StillGate(params.model_channels) if params.still_gate else None
 
     @property
     def schedule(self) -> ScheduleParams:

@@ -32,17 +32,21 @@ class StillGate(nn.Module):
 
     Args:
         channels: Of the UNet's last features.
-        schedule: What the UNet predicts, and at which noise levels.
     """
 
-    def __init__(self, channels: int, schedule: ScheduleParams):
+    def __init__(self, channels: int):
         super().__init__()
-        self.schedule = schedule
         self.conv = zero_(nn.Conv2d(channels, 1, 3, padding=1))
         nn.init.constant_(self.conv.bias, SHUT)  # type: ignore[arg-type]
 
     def forward(
-        self, features: OtherFrames, prediction: Frames, x_t: Frames, first_frame: Frames, timesteps: Tensor
+        self,
+        features: OtherFrames,
+        prediction: Frames,
+        x_t: Frames,
+        first_frame: Frames,
+        timesteps: Tensor,
+        schedule: ScheduleParams,
     ) -> Frames:
         """The UNet's prediction, replaced where the clip stands still; float32.
 
@@ -50,13 +54,14 @@ class StillGate(nn.Module):
             features: What the UNet's last convolution reads, (b f) c h w.
             prediction: What it gives. x_t: The noisy latents. first_frame: The latents c, for each frame.
             timesteps: 0 … 999 for each of the (b f) frames; a host's may be fractional.
+            schedule: What the UNet predicts, and at which noise levels.
         """
         gate = self.conv(features.to(next(self.conv.parameters()).dtype)).float().sigmoid()
-        t = timesteps.round().long().clamp(0, self.schedule.num_train_timesteps - 1)
-        alpha, sigma = _coefficients(self.schedule, x_t.device)[:, t].view(2, -1, 1, 1, 1)
+        t = timesteps.round().long().clamp(0, schedule.num_train_timesteps - 1)
+        alpha, sigma = _coefficients(schedule, x_t.device)[:, t].view(2, -1, 1, 1, 1)
         x_t, first_frame = x_t.float(), first_frame.float()
         noise = (x_t - alpha * first_frame) / sigma
-        velocity = self.schedule.prediction_type == "v_prediction"
+        velocity = schedule.prediction_type == "v_prediction"
         still = alpha * noise - sigma * first_frame if velocity else noise
         # A cell that is zero in all channels was masked in training: nothing is known of it.
         known = (first_frame != 0).any(dim=1, keepdim=True)

@@ -1,5 +1,7 @@
 """The gate for what stands still: what it computes, when it is shut, and that training opens it where it should."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -32,14 +34,14 @@ def test_an_open_gate_predicts_the_clip_that_stands_still(schedule, t):
     steps, process = torch.tensor([t]), NoiseSchedule(schedule)
     x_t = process.add_noise(first, true_noise, steps)
     frames = [each[:, :, 0] for each in (torch.zeros_like(x_t), x_t, first)]
-    mixed = opened(StillGate(32, schedule))(noise(1, 32, 8, 6), *frames, steps)
+    mixed = opened(StillGate(32))(noise(1, 32, 8, 6), *frames, steps, schedule)
     torch.testing.assert_close(mixed, process.target(first, true_noise, steps)[:, :, 0], atol=1e-4, rtol=1e-4)
 
 
 def test_where_there_is_hardly_any_noise_the_network_decides():
     x_t, first, predicted = noise(1, 4, 8, 6), 9 + noise(1, 4, 8, 6, seed=1), noise(1, 4, 8, 6, seed=2)
-    gate = opened(StillGate(32, ScheduleParams()))
-    mixed = gate(noise(1, 32, 8, 6), predicted, x_t, first, torch.tensor([0]))
+    gate = opened(StillGate(32))
+    mixed = gate(noise(1, 32, 8, 6), predicted, x_t, first, torch.tensor([0]), ScheduleParams())
     sigma = (1 - NoiseSchedule(ScheduleParams()).alphas_cumprod[0]).sqrt()
     share = sigma / 0.2
     alpha = (1 - sigma.square()).sqrt()
@@ -100,10 +102,10 @@ def test_a_new_gate_is_all_but_shut_and_without_a_first_frame_there_is_none():
 
 
 def test_cells_that_training_masks_are_left_to_the_network():
-    gate, first = opened(StillGate(32, ScheduleParams())), noise(1, 4, 8, 6)
+    gate, first = opened(StillGate(32)), noise(1, 4, 8, 6)
     first[:, :, 2:4] = 0
     predicted = noise(1, 4, 8, 6, seed=1)
-    mixed = gate(noise(1, 32, 8, 6), predicted, noise(1, 4, 8, 6, seed=2), first, torch.tensor([500]))
+    mixed = gate(noise(1, 32, 8, 6), predicted, noise(1, 4, 8, 6, seed=2), first, torch.tensor([500]), ScheduleParams())
     left = (mixed == predicted).all(1)[0]
     assert left[2:4].all() and not left[:2].any() and not left[4:].any()
 
@@ -113,6 +115,14 @@ def test_it_must_know_the_timesteps():
         clip_call(gated(), conditioning(), timesteps=False)
 
 
+def test_it_follows_the_schedule_that_a_motion_model_is_trained_on_with():
+    motion = gated()
+    opened(motion.still_gate)
+    before = clip_call(motion, conditioning())
+    motion.params = replace(motion.params, schedule=EPSILON)
+    assert not torch.allclose(clip_call(motion, conditioning()), before)
+
+
 def test_a_family_without_a_first_frame_has_no_gate():
     with pytest.raises(ValueError, match="animatediff_v2"):
         MotionParams(family="animatediff_v2", still_gate=True)
@@ -120,7 +130,7 @@ def test_a_family_without_a_first_frame_has_no_gate():
 
 def test_training_opens_it_where_nothing_moves_and_nowhere_else():
     """The network itself learns nothing here: it is frozen at zero, so only the gate can lower the loss."""
-    gate, process = StillGate(32, ScheduleParams()), NoiseSchedule(ScheduleParams())
+    gate, process = StillGate(32), NoiseSchedule(ScheduleParams())
     optimizer = torch.optim.Adam(gate.parameters(), lr=0.03)
     moves = torch.zeros(1, 1, 1, 8, 8)
     moves[..., 4:] = 1
@@ -132,7 +142,7 @@ def test_training_opens_it_where_nothing_moves_and_nowhere_else():
         drawn = noise(*x_0.shape, seed=step)
         x_t = process.add_noise(x_0, drawn, t)
         v = process.velocity(x_0, drawn, t)
-        mixed = gate(features, torch.zeros_like(v[:, :, 0]), x_t[:, :, 0], first[:, :, 0], t)
+        mixed = gate(features, torch.zeros_like(v[:, :, 0]), x_t[:, :, 0], first[:, :, 0], t, ScheduleParams())
         optimizer.zero_grad()
         (mixed - v[:, :, 0]).square().mean().backward()
         optimizer.step()
@@ -142,8 +152,8 @@ def test_training_opens_it_where_nothing_moves_and_nowhere_else():
 
 def test_after_sampling_in_inference_mode_it_can_still_be_trained():
     schedule = ScheduleParams(beta_end=0.0121)  # of no other test: what it needs is made inside the inference mode
-    gate = StillGate(32, schedule)
-    arguments = (noise(1, 32, 8, 6), *[noise(1, 4, 8, 6)] * 3, torch.tensor([500]))
+    gate = StillGate(32)
+    arguments = (noise(1, 32, 8, 6), *[noise(1, 4, 8, 6)] * 3, torch.tensor([500]), schedule)
     with torch.inference_mode():
         gate(*arguments)
     gate(*arguments).sum().backward()
