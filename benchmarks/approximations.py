@@ -1,6 +1,6 @@
 """What approximate accelerations cost and bring: held-out scenes sampled exactly and approximately, from equal seeds.
 
-    python benchmarks/approximations.py --art build/art.zip --scenes 20 --device auto
+    python benchmarks/approximations.py --art build/art.zip --scenes 20 --device auto --workers 8
 
 For every way to sample, a row with how far its clips are from the exact ones,
 
@@ -20,7 +20,9 @@ figure is worse.
 import argparse
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -29,9 +31,11 @@ from torch import Tensor
 from followclick_core.acceleration.feature_reuse import ReuseParams
 from followclick_core.animator import Animator
 from followclick_core.data.art import ArtPack
+from followclick_core.defaults import GUIDANCE_SCALE
 from followclick_core.evaluation.scenes import held_out_scenes
 from followclick_core.evaluation.scoring import SceneScore, score_scene
 from followclick_core.evaluation.takes import HeldOutScene, SceneTakes, Take
+from followclick_core.evaluation.workers import in_workers
 from followclick_core.flow.magnitude import psnr
 from followclick_core.generate import SamplingParams, decode_clip, generate_latents
 from followclick_core.shapes import Mask
@@ -71,23 +75,35 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--cfg", type=float, default=7.5)
+    parser.add_argument(
+        "--cfg", type=float, default=GUIDANCE_SCALE, help="throughout, as features can only be reused so"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=1, help="processes that measure the clips")
     arguments = parser.parse_args()
     animator = Animator.load(arguments.model, None if arguments.device == "auto" else arguments.device)
     ways = all_ways(animator, arguments)
     scenes = held_out_scenes(ArtPack.load(arguments.art), arguments.scenes, arguments.seed, animator.bundle.preset.size)
+    takes = sample_all(animator, scenes, ways, arguments.seed)
+    for way, score in zip(cycle(ways.values()), in_workers(score_scene, takes, arguments.workers), strict=False):
+        way.scores.append(score)
+        print(f"scene {len(way.scores)} of {arguments.scenes}", end="\r", flush=True)
+    print_table(ways)
+
+
+def sample_all(
+    animator: Animator, scenes: Iterator[HeldOutScene], ways: dict[str, Way], seed: int
+) -> Iterator[SceneTakes]:
+    """Every scene in every way, in this order; what needs no optical flow is noted in the ways meanwhile."""
     for number, scene in enumerate(scenes):
         region = animator.segment(scene.image, [(*scene.click, 1)]).best if scene.click else scene.mask
         if not region.any():
             continue  # nothing is sampled then
         if not number:  # the first one of each also warms up
             for way in ways.values():
-                sample(animator, scene, region, way.params, arguments.seed)
-        measure(animator, scene, region, ways, arguments.seed)
-        print(f"scene {number + 1} of {arguments.scenes}", end="\r", flush=True)
-    print_table(ways)
+                sample(animator, scene, region, way.params, seed)
+        yield from measure(animator, scene, region, ways, seed)
 
 
 def all_ways(animator: Animator, arguments: argparse.Namespace) -> dict[str, Way]:
@@ -102,7 +118,9 @@ def all_ways(animator: Animator, arguments: argparse.Namespace) -> dict[str, Way
     return {name: Way(params) for name, params in ways.items()}
 
 
-def measure(animator: Animator, scene: HeldOutScene, region: Mask, ways: dict[str, Way], seed: int) -> None:
+def measure(
+    animator: Animator, scene: HeldOutScene, region: Mask, ways: dict[str, Way], seed: int
+) -> Iterator[SceneTakes]:
     """Sample a scene in every way, the exact one first."""
     exact, exact_frames = torch.empty(0), np.empty(0)
     for name, way in ways.items():
@@ -115,7 +133,7 @@ def measure(animator: Animator, scene: HeldOutScene, region: Mask, ways: dict[st
         way.psnr.append(psnr(frames, exact_frames))
         way.psnr_object.append(psnr(frames[0][scene.mask], exact_frames[0][scene.mask]))
         take = Take(scene.magnitude, frames, region, seconds, prompt=scene.prompt)
-        way.scores.append(score_scene(_scene_with(scene, take)))
+        yield _scene_with(scene, take)
 
 
 def sample(

@@ -38,9 +38,12 @@ _function: Callable[[Any], Any]
 
 def _start(function: Callable[[Any], Any]) -> None:
     global _function
+    import cv2
     import torch
 
-    torch.set_num_threads(1)  # the workers are what shares the cores
+    # The workers are what shares the cores; optical flow by a thread for each core in each of them only waits.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     _function = function
 
 
