@@ -16,8 +16,6 @@ from .kernel_checks import Comparison, agree, capable
 from .temporal_attention import MAX_HEAD_DIM
 
 HOPPER = (9, 0)
-# Wider layers have so much arithmetic for each byte that cuBLAS and a pass over its product are as fast.
-MAX_GATED_WIDTH = 640
 # Up to this width the last layer, the layout back and the sum are one kernel.
 MAX_ADDED_WIDTH = 0
 # What a kernel can read where it lies.
@@ -116,31 +114,42 @@ def gate_product(product: Tensor) -> Tensor:
 
 
 @_operator(lambda x, weight, _bias: x.new_empty(len(x), len(weight) // 2))
-def gated_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """value * gelu(gate) of [value, gate] = x weight^T + bias: [n, c], [2 d, c], [2 d] -> [n, d]."""
-    from . import gated_linear_kernel
+    if _describable(x, weight) and is_hopper(x.device.index) and gates_work(x.device.index, x.dtype, x.shape[1]):
+        from .gated_linear_kernel import gated_linear
 
-    return gated_linear_kernel.gated_linear(x, weight, bias)
-
-
-@torch.compiler.assume_constant_result
-def is_hopper(device_index: int) -> bool:
-    """Whether a GPU has the shared memory and the matrix units that the tiles of `gated_linear` are made for."""
-    return _is_hopper(device_index)
+        return gated_linear(x, weight, bias)
+    return gate_product(F.linear(x, weight, bias))
 
 
-# Within the constant, as torch.compile ignores a cache that it meets and follows what is cached.
+def _describable(x: Tensor, weight: Tensor) -> bool:
+    """Whether descriptors can tell where rows lie (from multiples of 16 bytes on), and tiles have room for the type."""
+    widths = x.shape[1], len(weight) // 2  # of what is read and of what is written
+    return (
+        x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and all(t.data_ptr() % 16 == 0 for t in (x, weight))
+        and all(width % 8 == 0 for width in widths)
+    )
+
+
 @functools.lru_cache(maxsize=16)
-def _is_hopper(device_index: int) -> bool:
+def is_hopper(device_index: int) -> bool:
+    """Whether a GPU has the shared memory and the matrix units that the tiles of products are made for."""
     return torch.version.hip is None and torch.cuda.get_device_capability(device_index) == HOPPER
 
 
-def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`gated_linear` in the way that is faster here."""
-    narrow = x.dtype != torch.float32 and x.shape[1] <= MAX_GATED_WIDTH
-    if narrow and x.is_cuda and is_hopper(x.device.index):
-        return gated_linear(x, weight, bias)
-    return gate_product(F.linear(x, weight, bias))
+@functools.lru_cache(maxsize=64)
+def gates_work(device_index: int, dtype: torch.dtype, channels: int) -> bool:
+    """Whether `gated_linear_kernel`, which needs a newer Triton than the others do, can be built and is right."""
+
+    def compare() -> list[Comparison]:
+        from .gated_linear_kernel import gated_linear
+
+        return gated_comparisons(gated_linear, torch.device("cuda", device_index), dtype, channels)
+
+    return agree("Gated layers of motion modules run", f"{channels} channels, {dtype}", compare)
 
 
 def add_projected(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
@@ -193,12 +202,7 @@ def comparisons(
     clips: int = 2,
 ) -> list[Comparison]:
     """Each operator's result beside PyTorch's for the same numbers, with its name."""
-    groups = 32
-
-    def wave(*shape: int, speed: float = 0.37) -> Tensor:
-        count = torch.Size(shape).numel()
-        return (torch.arange(count, device=device, dtype=torch.float32) * speed).sin().view(shape).to(dtype)
-
+    groups, wave = 32, functools.partial(_wave, device, dtype)
     weight, bias, positions = wave(channels, speed=1.7), wave(channels, speed=0.9), wave(frames, channels, speed=1.3)
     planes = wave(clips * frames, channels, size, size) + wave(clips * frames, 1, 1, 1, speed=0.5)
     normed = F.group_norm(planes.float(), groups, weight.float(), bias.float(), 1e-6)
@@ -226,9 +230,23 @@ def comparisons(
     product = wave(24, 8 * channels, speed=1.9)
     value, gate = product.float().chunk(2, dim=-1)
     results.append(("gate", gate_product(product), value * F.gelu(gate)))
+    # In the way that is chosen, so that the choice is made before a caller records its calls as a graph.
+    return results + gated_comparisons(gated, device, dtype, channels)
+
+
+def gated_comparisons(
+    compute: Callable[[Tensor, Tensor, Tensor], Tensor], device: torch.device, dtype: torch.dtype, channels: int
+) -> list[Comparison]:
+    """What computes a gated linear layer beside PyTorch's."""
+    wave = functools.partial(_wave, device, dtype)
     # Of the hidden channels a part, which the same program computes: all of them would be most of the memory.
     hidden = 2 * min(4 * channels, 256)
-    wide, wide_bias = wave(hidden, channels, speed=2.1) / channels**0.5, wave(hidden, speed=1.1)
-    value, gate = F.linear(rows.float(), wide.float(), wide_bias.float()).chunk(2, dim=-1)
-    results.append(("gated linear layer", gated(rows, wide, wide_bias), value * F.gelu(gate)))
-    return results
+    rows = wave(160, channels, speed=1.2)
+    weight, bias = wave(hidden, channels, speed=2.1) / channels**0.5, wave(hidden, speed=1.1)
+    value, gate = F.linear(rows.float(), weight.float(), bias.float()).chunk(2, dim=-1)
+    return [("gated linear layer", compute(rows, weight, bias), value * F.gelu(gate))]
+
+
+def _wave(device: torch.device, dtype: torch.dtype, *shape: int, speed: float = 0.37) -> Tensor:
+    count = torch.Size(shape).numel()
+    return (torch.arange(count, device=device, dtype=torch.float32) * speed).sin().view(shape).to(dtype)

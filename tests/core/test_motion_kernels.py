@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,7 +38,8 @@ def edges():
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    for cached in (motion_ops._operators_work, temporal_attention._kernel_works, kernel_checks._warn):
+    asked = motion_ops._operators_work, motion_ops.gates_work, motion_ops.is_hopper, temporal_attention._kernel_works
+    for cached in (*asked, kernel_checks._warn):
         cached.cache_clear()
 
 
@@ -122,6 +124,36 @@ def test_a_module_on_a_gpu_runs_by_kernels_unless_something_forbids_it(monkeypat
     monkeypatch.setattr(motion_ops, "operators_work", lambda *_: False)
     with torch.no_grad():
         assert not motion_ops.run_fused(on_gpu(), weights, 8)
+
+
+def runs_by_descriptors(monkeypatch, capability=(9, 0), dtype=torch.bfloat16, channels=320, offset=0) -> bool:
+    """Whether a gated layer of this type and width, `offset` numbers into its memory, does on a GPU of this kind."""
+    motion_ops.is_hopper.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: capability)
+    monkeypatch.setattr(motion_ops, "gates_work", lambda *_: True)
+    ours, theirs = torch.ones(1), torch.ones(1)
+    kernel = SimpleNamespace(gated_linear=lambda *_: ours)
+    monkeypatch.setitem(sys.modules, "followclick_core.models.gated_linear_kernel", kernel)
+    monkeypatch.setattr(motion_ops, "gate_product", lambda _product: theirs)
+    x = torch.ones(2 * channels + offset, dtype=dtype)[offset:].view(2, channels).as_subclass(OnGpu)
+    return motion_ops.gated(x, torch.ones(16, channels, dtype=dtype), torch.ones(16, dtype=dtype)) is ours
+
+
+def test_gated_layers_run_by_descriptors_where_these_can_tell_where_rows_lie(monkeypatch):
+    assert runs_by_descriptors(monkeypatch)
+    assert runs_by_descriptors(monkeypatch, dtype=torch.float16)
+    assert not runs_by_descriptors(monkeypatch, capability=(8, 0))
+    assert not runs_by_descriptors(monkeypatch, dtype=torch.float32)
+    assert not runs_by_descriptors(monkeypatch, channels=36)
+    assert not runs_by_descriptors(monkeypatch, offset=1)
+
+
+def test_a_triton_without_descriptors_costs_the_gated_kernel_alone(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "triton.tools.tensor_descriptor", None)
+    monkeypatch.delitem(sys.modules, "followclick_core.models.gated_linear_kernel", raising=False)
+    with caplog.at_level("WARNING", "followclick"):
+        assert not motion_ops.gates_work(0, torch.bfloat16, 320)
+    assert "Gated layers of motion modules run without Triton kernels" in caplog.text
 
 
 def test_a_module_asks_for_its_feed_forward_too_which_fsdp_shards_by_itself(monkeypatch):
