@@ -34,7 +34,6 @@ from followclick_core.models import (
     layout_kernels,
     motion_module,
     motion_ops,
-    row_kernels,
     temporal_attention,
     temporal_kernel,
 )
@@ -221,16 +220,12 @@ def row_lines(level: Level) -> list[Line]:
     norm = level.modules["animatediff"][0].temporal_transformer.transformer_blocks[0].norms[0]
     rows = bench.random(level.tokens, channels)
     positions = frame_positions(level.frames, channels, rows.device, rows.dtype)
-    ahead, lines = torch.zeros(channels, device=rows.device), []
-    for numbers, warps in ((4096, 8), (4096, 4), (2048, 4), (2048, 2), (1024, 1)):
-        for early in (False, True):
-            tiles = row_kernels.RowTiles(numbers, warps, early)
-            run = functools.partial(row_kernels.norm_rows, rows, norm.weight, norm.bias, 1e-5, ahead, positions, tiles)
-            lines.append(Line(f"LayerNorm, positions {tuple(tiles)}", run, 2))
+    ahead = torch.zeros(channels, device=rows.device)
+    run = functools.partial(motion_ops.norm_rows, rows, norm.weight, norm.bias, 1e-5, ahead, positions)
     product = bench.random(level.tokens, 8 * channels)
     pixels, biases = rows.view(-1, level.frames, channels), [norm.bias, norm.weight, norm.bias, norm.weight]
     return [
-        *lines,
+        Line("LayerNorm, positions", run, 2),
         Line("  by PyTorch", lambda: norm(pixels) + positions, 2),
         Line("gate", lambda: motion_ops.gate_product(product), 12),
         Line("biases", lambda: motion_ops.sum_biases(biases), 0),

@@ -4,14 +4,14 @@
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportUnboundVariable=false
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 MAX_BIASES = 5
+# In a LayerNorm's tile, those beyond a row's end included: so few that one warp has them, and no sum is between warps.
+NUMBERS = 1024
 # Of the largest GPUs: eight on each of some 130 multiprocessors.
 ENOUGH_PROGRAMS = 1024
 
@@ -26,7 +26,6 @@ def _load_rows(x, tile, end, columns: tl.constexpr, R: tl.constexpr, C: tl.const
 def _norm_rows(
     x, weight, bias, ahead, positions, out, rows, columns: tl.constexpr, frames, eps,
     AHEAD: tl.constexpr, PLACED: tl.constexpr, TILES: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, C)[None, :]
     known = column < columns
@@ -36,16 +35,12 @@ def _norm_rows(
         others = tl.load(ahead + column, known, 0.0)
     first = tl.program_id(0) * TILES
     end = tl.minimum(rows, (first + TILES) * R)
-    if EARLY:
-        following = _load_rows(x, first, end, columns, R, C)
+    following = _load_rows(x, first, end, columns, R, C)
     for step in range(TILES):
         tile = first + step
-        if EARLY:
-            values = following.to(tl.float32)
-            # On its way while this tile is summed up.
-            following = _load_rows(x, tile + 1, end, columns, R, C)
-        else:
-            values = _load_rows(x, tile, end, columns, R, C).to(tl.float32)
+        values = following.to(tl.float32)
+        # On its way while this tile is summed up.
+        following = _load_rows(x, tile + 1, end, columns, R, C)
         if AHEAD:
             values -= others
         mean = tl.sum(values, 1) / columns
@@ -111,27 +106,8 @@ def _gate(product, out, rows, columns: tl.constexpr, R: tl.constexpr, C: tl.cons
     tl.store(out + row * columns + column, (value * gelu(gate)).to(out.dtype.element_ty), inside)
 
 
-class RowTiles(NamedTuple):
-    """Numbers in a tile, those beyond a row's end included; warps; whether the next tile is loaded early."""
-
-    numbers: int = 4096
-    warps: int = 8
-    early: bool = False
-
-
-def row_tiles(columns: int) -> RowTiles:
-    # Of 512 columns a warp has a row, whose sums need no other warp.
-    return RowTiles(numbers=2048, warps=4) if columns <= 512 else RowTiles()
-
-
 def norm_rows(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    ahead: Tensor | None,
-    positions: Tensor | None,
-    tiles: RowTiles | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, ahead: Tensor | None, positions: Tensor | None
 ) -> Tensor:
     """LayerNorm of each row of x - ahead, plus the position of the row's frame.
 
@@ -143,17 +119,17 @@ def norm_rows(
     x = x.contiguous()
     rows, columns = x.shape
     out = torch.empty_like(x)
-    tiles = tiles or row_tiles(columns)
     width = max(16, triton.next_power_of_2(columns))
-    height = max(1, tiles.numbers // width)
+    height = max(1, NUMBERS // width)
     # Several tiles of one program share its reading of the parameters, as long as every multiprocessor has programs.
     count = max(1, min(8, triton.next_power_of_2(rows // (height * ENOUGH_PROGRAMS) + 1) // 2))
     with torch.cuda.device_of(x):
         _norm_rows[(triton.cdiv(rows, height * count),)](
             x, weight, bias, x if ahead is None else ahead, x if positions is None else positions, out, rows, columns,
             1 if positions is None else len(positions), eps,
-            AHEAD=ahead is not None, PLACED=positions is not None, TILES=count, R=height, C=width, EARLY=tiles.early,
-            num_warps=tiles.warps,
+            AHEAD=ahead is not None, PLACED=positions is not None, TILES=count, R=height, C=width,
+            # Rows of 1280 numbers are one warp's too.
+            num_warps=max(1, width // (2 * NUMBERS)),
         )  # fmt: skip
     return out
 

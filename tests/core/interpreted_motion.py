@@ -15,7 +15,7 @@ from followclick_core.models.frames_kernel import add_linear_to_frames
 from followclick_core.models.gated_linear_kernel import Tiles, gated_linear
 from followclick_core.models.lora import MOTION_LAYERS, add_lora
 from followclick_core.models.motion_module import MotionModule, RegionKeyValue
-from followclick_core.models.row_kernels import RowTiles, gate_product, norm_rows
+from followclick_core.models.row_kernels import gate_product, norm_rows
 
 CPU = torch.device("cpu")
 # Channels, heads, frames, side of the picture, clips.
@@ -120,12 +120,8 @@ def tile_errors() -> dict[str, float]:
     errors = {f"gated {tiles}": relative(gated_linear(x, weight, bias, tiles), gated) for tiles in kinds}
     x, scale, shift = 5 + torch.randn(70, 96), torch.randn(96), torch.randn(96)
     normed = torch.nn.functional.layer_norm(x, (96,), scale, shift)
-    for tiles in (RowTiles(256, 2), RowTiles(128, 1), RowTiles(256, 2, early=True)):
-        errors[f"LayerNorm {tuple(tiles)}"] = relative(norm_rows(x, scale, shift, 1e-5, None, None, tiles), normed)
-    row_kernels.ENOUGH_PROGRAMS = 4  # so programs have several tiles
-    for early in (False, True):
-        ours = norm_rows(x, scale, shift, 1e-5, None, None, RowTiles(128, 1, early))
-        errors[f"LayerNorm of several tiles, {early}"] = relative(ours, normed)
+    row_kernels.ENOUGH_PROGRAMS = 1  # so programs have several tiles
+    errors["LayerNorm of several tiles"] = relative(norm_rows(x, scale, shift, 1e-5, None, None), normed)
     errors["gate of large numbers"] = relative(
         gate_product(torch.tensor([[2.0, -3, 1e9, -40]])), torch.tensor([[2e9, 0]])
     )
