@@ -16,8 +16,8 @@ from .kernel_checks import Comparison, agree, capable
 from .temporal_attention import MAX_HEAD_DIM
 
 HOPPER = (9, 0)
-# Up to this width the last layer, the layout back and the sum are one kernel.
-MAX_ADDED_WIDTH = 0
+# Up to this width the last layer, the layout back and the sum are one kernel; of 1280 channels cuBLAS is faster.
+MAX_ADDED_WIDTH = 640
 # What a kernel can read where it lies.
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -74,14 +74,6 @@ def add_to_frames(h: Tensor, x: Tensor) -> Tensor:
     return layout_kernels.add_to_frames(h, x)
 
 
-@_operator(_frames_like)
-def add_linear_to_frames(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """x + (h weight^T + bias), as `add_to_frames` lays it out."""
-    from . import frames_kernel
-
-    return frames_kernel.add_linear_to_frames(h, weight, bias, x)
-
-
 @_operator(lambda x, *_: torch.empty_like(x.contiguous()))
 def norm_rows(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, ahead: Tensor | None, positions: Tensor | None
@@ -123,6 +115,17 @@ def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return gate_product(F.linear(x, weight, bias))
 
 
+@_operator(_frames_like)
+def add_projected(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """x + (h weight^T + bias), as `add_to_frames` lays it out."""
+    narrow = len(weight) <= MAX_ADDED_WIDTH and x.dtype != torch.float32
+    if narrow and x.is_cuda and is_hopper(x.device.index):
+        from .frames_kernel import add_linear_to_frames
+
+        return add_linear_to_frames(h, weight, bias, x)
+    return add_to_frames(F.linear(h, weight, bias), x)
+
+
 def _describable(x: Tensor, weight: Tensor) -> bool:
     """Whether descriptors can tell where rows lie (from multiples of 16 bytes on), and tiles have room for the type."""
     widths = x.shape[1], len(weight) // 2  # of what is read and of what is written
@@ -150,13 +153,6 @@ def gates_work(device_index: int, dtype: torch.dtype, channels: int) -> bool:
         return gated_comparisons(gated_linear, torch.device("cuda", device_index), dtype, channels)
 
     return agree("Gated layers of motion modules run", f"{channels} channels, {dtype}", compare)
-
-
-def add_projected(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """`add_linear_to_frames` in the way that is faster here."""
-    if x.dtype != torch.float32 and len(weight) <= MAX_ADDED_WIDTH:
-        return add_linear_to_frames(h, weight, bias, x)
-    return add_to_frames(F.linear(h, weight, bias), x)
 
 
 def run_fused(x: Tensor, weights: Sequence[Tensor], num_heads: int) -> bool:

@@ -87,7 +87,7 @@ def strides() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     calls = {
         "normed_pixels": lambda x: OPERATORS.normed_pixels(x, on(x, bias), on(x, bias), 4, 32, 1e-6),
         "add_to_frames": lambda x: OPERATORS.add_to_frames(on(x, pixels), x),
-        "add_linear": lambda x: OPERATORS.add_linear_to_frames(on(x, pixels), on(x, weight), on(x, bias), x),
+        "add_projected": lambda x: OPERATORS.add_projected(on(x, pixels), on(x, weight), on(x, bias), x),
     }
 
     def on(x: Tensor, tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from followclick_core.models import motion_module, motion_ops, row_kernels, temporal_attention
 from followclick_core.models.frames_kernel import Tiles as FrameTiles
-from followclick_core.models.frames_kernel import add_linear_to_frames
+from followclick_core.models.frames_kernel import WIDE_TILES, add_linear_to_frames
 from followclick_core.models.gated_linear_kernel import Tiles, gated_linear
 from followclick_core.models.lora import MOTION_LAYERS, add_lora
 from followclick_core.models.motion_module import MotionModule, RegionKeyValue
@@ -136,7 +136,7 @@ def last_layer_errors() -> dict[str, float]:
     added = torch.nn.functional.linear(h, weight, bias).view(2, 3, 3, 4, 40).permute(0, 3, 4, 1, 2).flatten(0, 1)
     errors = {}
     for name, given in (("planes", x), ("channels last", x.to(memory_format=torch.channels_last))):
-        for tiles in (None, FrameTiles(16, 16, 16)):
+        for tiles in (None, WIDE_TILES, FrameTiles(16, 16, 16)):
             ours = add_linear_to_frames(h, weight, bias, given, tiles)
             assert ours.stride() == given.stride()
             errors[f"last layer, {name}, {tiles}"] = relative(ours, added + x)

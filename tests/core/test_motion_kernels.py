@@ -148,6 +148,29 @@ def test_gated_layers_run_by_descriptors_where_these_can_tell_where_rows_lie(mon
     assert not runs_by_descriptors(monkeypatch, offset=1)
 
 
+@pytest.mark.parametrize(
+    ("channels", "capability", "dtype", "in_one"),
+    [
+        (320, (9, 0), torch.bfloat16, True),
+        (640, (9, 0), torch.float16, True),
+        (1280, (9, 0), torch.bfloat16, False),
+        (320, (8, 9), torch.bfloat16, False),
+        (320, (9, 0), torch.float32, False),
+    ],
+)
+def test_the_last_layer_is_one_kernel_with_the_layout_back_where_that_is_faster(
+    monkeypatch, channels, capability, dtype, in_one
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: capability)
+    ours, theirs = torch.ones(1), torch.ones(1)
+    kernel = SimpleNamespace(add_linear_to_frames=lambda *_: ours)
+    monkeypatch.setitem(sys.modules, "followclick_core.models.frames_kernel", kernel)
+    monkeypatch.setattr(motion_ops, "add_to_frames", lambda *_: theirs)
+    x, h = torch.ones(4, channels, 1, 1, dtype=dtype).as_subclass(OnGpu), torch.ones(1, 4, channels, dtype=dtype)
+    weight, bias = torch.ones(channels, channels, dtype=dtype), torch.ones(channels, dtype=dtype)
+    assert (motion_ops.add_projected(h, weight, bias, x) is ours) is in_one
+
+
 def test_a_triton_without_descriptors_costs_the_gated_kernel_alone(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "triton.tools.tensor_descriptor", None)
     monkeypatch.delitem(sys.modules, "followclick_core.models.gated_linear_kernel", raising=False)
