@@ -146,7 +146,7 @@ def ways_lines(level: Level) -> list[Line]:
 
     kinds: dict[str, dict[str, object]] = {
         "as it is": {},
-        "cuBLAS and gate": {"is_hopper": lambda _index: False},
+        "cuBLAS and gate": {"gates_work": lambda *_: False},
         "layout back after proj_out": {"MAX_ADDED_WIDTH": 0},
     }
     return [level.line("animatediff", "planes", name, under(values)) for name, values in kinds.items()]
@@ -179,15 +179,19 @@ def module_flops(tokens: int, channels: int, frames: int, with_text: bool) -> fl
 
 def layout_lines(level: Level) -> list[Line]:
     own, frames, side = level.modules["animatediff"][0].temporal_transformer, level.frames, level.x.shape[-1]
-    norm, weights, last = own.norm, (own.norm.weight, own.norm.bias), (own.proj_out.weight, own.proj_out.bias)
+    norm, weights, last = own.norm, (own.norm.weight, own.norm.bias), (own.proj_out.weight, own.proj_out.bias.float())
     pixels, square = level.bench.random(level.tokens // frames, frames, level.channels), square_flops(level)
+
+    def after_cublas(x: Tensor) -> Tensor:
+        return motion_ops.add_to_frames(F.linear(pixels, last[0]), last[1], x)
+
     kinds: list[tuple[str, Callable, int, float]] = [
         ("statistics", lambda x: layout_kernels.group_statistics(x, 32, 1e-6), 1, 0),
         ("norm and layout", lambda x: motion_ops.normed_pixels(x, *weights, frames, 32, 1e-6), 3, 0),
         ("  by PyTorch", lambda x: rearrange(norm(x), "(b f) c h w -> (b h w) f c", f=frames).contiguous(), 3, 0),
-        ("layout back and sum", lambda x: motion_ops.add_to_frames(pixels, x), 3, 0),
+        ("layout back and sum", lambda x: motion_ops.add_to_frames(pixels, last[1], x), 3, 0),
         ("  by PyTorch", lambda x: x + rearrange(pixels, "(b h w) f c -> (b f) c h w", h=side, w=side), 3, 0),
-        ("proj_out, layout back and sum", lambda x: motion_ops.add_to_frames(F.linear(pixels, *last), x), 3, square),
+        ("proj_out, layout back and sum", after_cublas, 3, square),
     ]
     for tiles in frame_tiles(level.bench.dtype):
         run = functools.partial(frames_kernel.add_linear_to_frames, pixels, *last, tiles=tiles)
@@ -210,18 +214,19 @@ def square_flops(level: Level) -> float:
 
 def row_lines(level: Level) -> list[Line]:
     bench, channels = level.bench, level.channels
-    norm = level.modules["animatediff"][0].temporal_transformer.transformer_blocks[0].norms[0]
+    own = level.modules["animatediff"][0].temporal_transformer
+    norm = own.transformer_blocks[0].norms[0]
     rows = bench.random(level.tokens, channels)
     positions = frame_positions(level.frames, channels, rows.device, rows.dtype)
-    ahead = torch.zeros(channels, device=rows.device)
-    run = functools.partial(motion_ops.norm_rows, rows, norm.weight, norm.bias, 1e-5, ahead, positions)
+    behind = torch.zeros(channels, device=rows.device)
+    run = functools.partial(motion_ops.norm_rows, rows, norm.weight, norm.bias, 1e-5, behind, positions)
     product = bench.random(level.tokens, 8 * channels)
     pixels, biases = rows.view(-1, level.frames, channels), [norm.bias, norm.weight, norm.bias, norm.weight]
     return [
         Line("LayerNorm, positions", run, 2),
         Line("  by PyTorch", lambda: norm(pixels) + positions, 2),
         Line("gate", lambda: motion_ops.gate_product(product), 12),
-        Line("biases", lambda: motion_ops.sum_biases(biases), 0),
+        Line("biases", lambda: motion_ops.sum_biases(biases, own.proj_out.weight, norm.bias), 0),
     ]
 
 
@@ -250,8 +255,8 @@ def product_lines(level: Level) -> list[Line]:
     wide = block.ff.net[0].proj
     return [
         Line("weights of q, k, v put together", attention.packed_weight, 0),
-        Line("proj_in or proj_out, with bias", lambda: own.proj_out(rows), 2, square),
-        Line("  without bias", lambda: F.linear(rows, own.proj_out.weight), 2, square),
+        Line("proj_in", lambda: F.linear(rows, own.proj_in.weight), 2, square),
+        Line("  with bias", lambda: own.proj_in(rows), 2, square),
         Line("q, k, v", lambda: F.linear(rows, packed), 4, 3 * square),
         Line("  and their weights put together", lambda: F.linear(rows, attention.packed_weight()), 4, 3 * square),
         Line("  as three products into one", lambda: three_products(rows, weights), 4, 3 * square),

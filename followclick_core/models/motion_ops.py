@@ -67,34 +67,34 @@ def _frames_like(*arguments: Tensor) -> Tensor:
 
 
 @_operator(_frames_like)
-def add_to_frames(h: Tensor, x: Tensor) -> Tensor:
-    """x + h laid out as frames again: (b h w) f c -> (b f) c h w, in memory as x is if that is one of two layouts."""
+def add_to_frames(h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """x + (h + bias) as frames again: (b h w) f c -> (b f) c h w, in memory as x is if that is one of two layouts."""
     from . import layout_kernels
 
-    return layout_kernels.add_to_frames(h, x)
+    return layout_kernels.add_to_frames(h, bias, x)
 
 
 @_operator(lambda x, *_: torch.empty_like(x.contiguous()))
 def norm_rows(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, ahead: Tensor | None, positions: Tensor | None
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, behind: Tensor | None, positions: Tensor | None
 ) -> Tensor:
-    """LayerNorm of each row of x - ahead, plus the position of the row's frame; see `row_kernels.norm_rows`."""
+    """LayerNorm of each row of x + behind, plus the position of the row's frame; see `row_kernels.norm_rows`."""
     from . import row_kernels
 
-    return row_kernels.norm_rows(x, weight, bias, eps, ahead, positions)
+    return row_kernels.norm_rows(x, weight, bias, eps, behind, positions)
 
 
-def _sums_of(biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    like = biases[0]
-    return torch.empty_like(like), like.new_empty(len(biases) - 1, len(like), dtype=torch.float32)
+def _sums_of(biases: Sequence[Tensor], _weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    wide = bias.float()
+    return wide.new_empty(len(biases) - 1, len(bias)), torch.empty_like(wide)
 
 
 @_operator(_sums_of)
-def sum_biases(biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The sum of all biases [c], and float32 [len - 1, c]: in row i the sum of those after the i-th."""
+def sum_biases(biases: Sequence[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [len - 1, c], in row i the sum of the first i + 1 biases; float32 [c], bias + weight (sum of all)."""
     from . import row_kernels
 
-    return row_kernels.sum_biases(list(biases))
+    return row_kernels.sum_biases(list(biases), weight, bias)
 
 
 @_operator(lambda product: product.new_empty(len(product), product.shape[1] // 2))
@@ -123,7 +123,7 @@ def add_projected(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         from .frames_kernel import add_linear_to_frames
 
         return add_linear_to_frames(h, weight, bias, x)
-    return add_to_frames(F.linear(h, weight, bias), x)
+    return add_to_frames(F.linear(h, weight), bias, x)
 
 
 def _describable(x: Tensor, weight: Tensor) -> bool:
@@ -204,7 +204,7 @@ def comparisons(
     normed = F.group_norm(planes.float(), groups, weight.float(), bias.float(), 1e-6)
     normed = rearrange(normed, "(b f) c h w -> (b h w) f c", f=frames)
     rows = normed.flatten(0, 1).to(dtype)
-    added = rearrange(rows, "(b h w f) c -> (b f) c h w", f=frames, h=size, w=size) + planes
+    added = rearrange(rows.float() + bias.float(), "(b h w f) c -> (b f) c h w", f=frames, h=size, w=size) + planes
     square = wave(channels, channels, speed=2.3) / channels**0.5
     projected = F.linear(rows.float(), square.float(), bias.float())
     projected = rearrange(projected, "(b h w f) c -> (b f) c h w", f=frames, h=size, w=size) + planes
@@ -212,15 +212,15 @@ def comparisons(
     for name, x in (("planes", planes), ("channels last", planes.contiguous(memory_format=torch.channels_last))):
         results.append((f"GroupNorm, {name}", normed_pixels(x, weight, bias, frames, groups, 1e-6), normed))
         pixels = rows.view(-1, frames, channels)
-        results.append((f"sum, {name}", add_to_frames(pixels, x), added))
-        results.append((f"linear layer and sum, {name}", add_projected(pixels, square, bias, x), projected))
+        results.append((f"sum, {name}", add_to_frames(pixels, bias.float(), x), added))
+        results.append((f"linear layer and sum, {name}", add_projected(pixels, square, bias.float(), x), projected))
     biases = [wave(channels, speed=speed) for speed in (0.2, 0.3, 0.4, 0.5)]
-    first, ahead = sum_biases(biases)
-    tails = [torch.stack(biases[index:]).float().sum(0) for index in range(4)]
-    results += [("first sum of biases", first, tails[0]), ("sums of biases", ahead, torch.stack(tails[1:]))]
-    mean_free = F.layer_norm(rows.float() - tails[1], (channels,), weight.float(), bias.float(), 1e-5)
+    sums = torch.stack(biases).float().cumsum(0)
+    behind, last = sum_biases(biases, square, bias)
+    results += [("sums of biases", behind, sums[:3]), ("last bias", last, square.float() @ sums[3] + bias.float())]
+    mean_free = F.layer_norm(rows.float() + sums[1], (channels,), weight.float(), bias.float(), 1e-5)
     placed = mean_free + positions.float().repeat(len(rows) // frames, 1)
-    results.append(("LayerNorm", norm_rows(rows, weight, bias, 1e-5, tails[1], positions), placed))
+    results.append(("LayerNorm", norm_rows(rows, weight, bias, 1e-5, sums[1], positions), placed))
     plain = F.layer_norm(rows.float(), (channels,), weight.float(), bias.float(), 1e-5)
     results.append(("plain LayerNorm", norm_rows(rows, weight, bias, 1e-5, None, None), plain))
     product = wave(24, 8 * channels, speed=1.9)

@@ -55,7 +55,7 @@ def refused() -> dict[str, str]:
         "module, channels": lambda: fused(torch.randn(8, 64, 2, 2), 4),
         "module, no frames": lambda: fused(nine, 0),
         "norm": lambda: layout_kernels.normed_pixels(nine, channels, channels, 4, 32, 1e-6),
-        "sum": lambda: layout_kernels.add_to_frames(pixels, nine),
+        "sum": lambda: layout_kernels.add_to_frames(pixels, channels, nine),
         "linear layer and sum": lambda: frames_kernel.add_linear_to_frames(pixels, square, channels, nine),
     }
     return {name: message(call) for name, call in calls.items()}
@@ -86,7 +86,7 @@ def strides() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     }
     calls = {
         "normed_pixels": lambda x: OPERATORS.normed_pixels(x, on(x, bias), on(x, bias), 4, 32, 1e-6),
-        "add_to_frames": lambda x: OPERATORS.add_to_frames(on(x, pixels), x),
+        "add_to_frames": lambda x: OPERATORS.add_to_frames(on(x, pixels), on(x, bias), x),
         "add_projected": lambda x: OPERATORS.add_projected(on(x, pixels), on(x, weight), on(x, bias), x),
     }
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from followclick_core.models import motion_module, motion_ops, row_kernels, temporal_attention
-from followclick_core.models.frames_kernel import Tiles as FrameTiles
 from followclick_core.models.frames_kernel import WIDE_TILES, add_linear_to_frames
+from followclick_core.models.frames_kernel import Tiles as FrameTiles
 from followclick_core.models.gated_linear_kernel import Tiles, gated_linear
 from followclick_core.models.lora import MOTION_LAYERS, add_lora
 from followclick_core.models.motion_module import MotionModule, RegionKeyValue
