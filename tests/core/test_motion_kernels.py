@@ -15,13 +15,13 @@ from followclick_core.models import kernel_checks, motion_ops, temporal_attentio
 from followclick_core.models.motion_module import MotionModule
 
 
-def run_program(name: str, interpret: str = "1") -> dict:
+def run_program(name: str, *arguments: str, interpret: str = "1") -> dict:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not made for this platform")
     path = ":".join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"}
     program = str(Path(__file__).with_name(name))
-    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, program, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -55,6 +55,12 @@ def test_a_module_of_kernels_computes_what_one_of_layers_does(errors):
 
 def test_so_it_does_with_regions_and_whatever_happens_to_its_weights(errors):
     assert max(errors["others"].values()) < 1e-5, errors["others"]
+
+
+def test_the_tiles_of_a_large_gpu_fit_its_registers_and_shared_memory(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = run_program("built_kernels.py", "modules", interpret="0")
+    assert len(found) == 13 and not any(found.values()), found
 
 
 def test_pictures_that_the_kernels_would_misread_are_refused(edges):
@@ -232,6 +238,6 @@ def test_the_comparison_is_small(monkeypatch):
     made = []
     for name in ("normed_pixels", "add_to_frames", "add_projected", "norm_rows", "gate_product", "gated"):
         monkeypatch.setattr(motion_ops, name, lambda *tensors: made.extend(tensors) or torch.zeros(()))
-    monkeypatch.setattr(motion_ops, "sum_biases", lambda biases: (biases[0], torch.stack(biases[1:])))
+    monkeypatch.setattr(motion_ops, "sum_biases", lambda biases, _weight, bias: (torch.stack(biases[1:]), bias))
     motion_ops.comparisons(torch.device("cpu"), torch.float32, 1280)
     assert max(t.nbytes for t in made if isinstance(t, torch.Tensor)) <= 8 * 2**20
