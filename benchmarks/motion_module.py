@@ -32,10 +32,10 @@ from followclick_core.models import (
     frames_kernel,
     gated_linear_kernel,
     layout_kernels,
-    motion_module,
     motion_ops,
     temporal_attention,
     temporal_kernel,
+    text_attention,
 )
 from followclick_core.models.motion_module import MotionModule, frame_positions
 from followclick_core.models.temporal_attention import attend_with_sdpa
@@ -57,8 +57,8 @@ def randomised(channels: int, context_dim: int | None, bench: Bench) -> MotionMo
 
 @contextlib.contextmanager
 def constants(**values: object) -> Iterator[None]:
-    """Other values of the constants by which the pack chooses; of `motion_ops` or `motion_module`."""
-    owners = {name: motion_ops if hasattr(motion_ops, name) else motion_module for name in values}
+    """Other values of the constants by which the pack chooses."""
+    owners = {name: motion_ops if hasattr(motion_ops, name) else text_attention for name in values}
     before = {name: getattr(owner, name) for name, owner in owners.items()}
     for name, owner in owners.items():
         setattr(owner, name, values[name])
@@ -144,12 +144,14 @@ def ways_lines(level: Level) -> list[Line]:
 
         return run
 
-    kinds: dict[str, dict[str, object]] = {
-        "as it is": {},
-        "cuBLAS and gate": {"gates_work": lambda *_: False},
-        "layout back after proj_out": {"MAX_ADDED_WIDTH": 0},
-    }
-    return [level.line("animatediff", "planes", name, under(values)) for name, values in kinds.items()]
+    kinds: list[tuple[str, str, dict[str, object]]] = [
+        ("animatediff", "as it is", {}),
+        ("animatediff", "cuBLAS and gate", {"gates_work": lambda *_: False}),
+        ("animatediff", "layout back after proj_out", {"MAX_ADDED_WIDTH": 0}),
+        ("followclick", "as it is", {}),
+        ("followclick", "text by a kernel", {"RUN_AS_KERNEL": True}),
+    ]
+    return [level.line(kind, "planes", name, under(values)) for kind, name, values in kinds]
 
 
 def check(level: Level) -> None:
@@ -157,6 +159,8 @@ def check(level: Level) -> None:
     (module, text), x, frames = level.modules["followclick"], level.x, level.frames
     compared = motion_ops.comparisons(x.device, x.dtype, x.shape[1], frames)
     compared += temporal_attention.comparisons(x.device, x.dtype, x.shape[1] // HEADS, False, frames, HEADS)
+    if x.dtype != torch.float32:
+        compared += text_attention.comparisons(x.device, x.dtype, x.shape[1] // HEADS, TEXT_TOKENS)
     errors = {name: relative(ours, theirs) for name, ours, theirs in compared}
     print(f"    operators: {', '.join(f'{name} {error:.1e}' for name, error in errors.items())}")
     x = x[:, :, :4, :4].contiguous()
@@ -235,12 +239,12 @@ def attention_lines(level: Level) -> list[Line]:
     flops = 4.0 * level.tokens * level.frames * level.channels
     _, text = level.modules["followclick"]
     pixels = level.bench.random(level.tokens // level.frames, level.frames, level.channels)
-    q = rearrange(pixels, "(b n) f (heads d) -> b heads (n f) d", b=CLIPS, heads=HEADS)
     wide = 4.0 * level.tokens * TEXT_TOKENS * level.channels
     return [
         Line("over time", lambda: temporal_kernel.attend(packed, HEADS), 4, flops),
         Line("  by PyTorch", lambda: attend_with_sdpa(packed, HEADS), 4, flops),
-        Line("to the text, by PyTorch", lambda: F.scaled_dot_product_attention(q, *text), 2, wide),  # type: ignore[misc]
+        Line("to the text, by PyTorch", lambda: text_attention.attend_with_sdpa(pixels, *text), 2, wide),  # type: ignore[misc]
+        Line("  by a kernel", lambda: motion_ops.attend_text(pixels, *text), 2, wide),  # type: ignore[misc]
     ]
 
 

@@ -18,6 +18,7 @@ from . import motion_ops
 from .blocks import FeedForward, zero_
 from .region_hooks import blended_attention
 from .temporal_attention import attend_over_time
+from .text_attention import attend_to_text
 
 FrameTokens = Float[Tensor, "bhw f c"]  # one row per pixel, a token per frame
 Rows = Float[Tensor, "rows c"]  # the same with pixels and frames in one
@@ -75,11 +76,7 @@ class TemporalAttention(nn.Module):
         """`attend_text` before the last linear layer."""
         if isinstance(text, RegionKeyValue):
             return self._read_region_texts(x, text)
-        k, v = text
-        clips, frames = k.shape[0], x.shape[1]
-        q = rearrange(self.to_q(x), "(b hw) f (heads d) -> b heads (hw f) d", b=clips, heads=self.num_heads)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return rearrange(h, "b heads (hw f) d -> (b hw) f (heads d)", f=frames)
+        return attend_to_text(self.to_q(x), *text)
 
     def _read_region_texts(self, x: FrameTokens, text: RegionKeyValue) -> FrameTokens:
         (clips, regions), frames = text.shares.shape[:2], x.shape[1]

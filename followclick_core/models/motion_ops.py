@@ -97,6 +97,14 @@ def sum_biases(biases: Sequence[Tensor], weight: Tensor, bias: Tensor) -> tuple[
     return row_kernels.sum_biases(list(biases), weight, bias)
 
 
+@_operator(lambda q, *_: torch.empty_like(q.contiguous()))
+def attend_text(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of n pixels' f frames to their clip's text: [n, f, c], twice [clips, heads, tokens, d] -> [n, f, c]."""
+    from . import text_kernel
+
+    return text_kernel.attend_text(q, k, v)
+
+
 @_operator(lambda product: product.new_empty(len(product), product.shape[1] // 2))
 def gate_product(product: Tensor) -> Tensor:
     """value * gelu(gate) of rows [value, gate]: [n, 2 c] -> [n, c]."""

@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from followclick_core.models import frames_kernel, gated_linear_kernel, row_kernels, temporal_kernel
+from followclick_core.models import frames_kernel, gated_linear_kernel, row_kernels, temporal_kernel, text_kernel
 
 SHARED = 227 * 1024  # bytes that one program can have on such a GPU
 
@@ -81,6 +81,15 @@ def norm_rows(channels: int, dtype: str) -> int:
     return spilled(row_kernels._norm_rows, types, {**constants, "R": max(1, row_kernels.NUMBERS // width)}, num_warps=1)
 
 
+def text_attention(width: int, tokens: int) -> int:
+    types = dict.fromkeys(("q", "k", "v", "out"), "*bf16") | {"scale": "fp32", "rows": "i32", "tokens": "i32"}
+    (first, more), (columns, rest) = temporal_kernel.pieces(tokens), temporal_kernel.pieces(width)
+    sizes = {"M": text_kernel.ROWS, "T": first, "MORE": more, "D": columns, "REST": rest}
+    constants = {"heads": 8, "head_dim": width, "STEPS": 4, **sizes}
+    options = {"num_warps": text_kernel.WARPS, "num_stages": text_kernel.STAGES}
+    return spilled(text_kernel._text_attention, types, constants, **options)
+
+
 def main() -> None:
     found: dict[str, int] = {}
     if "attention" in sys.argv:
@@ -91,6 +100,8 @@ def main() -> None:
             found |= {f"last layer {width}, {last}": add_linear(width, tiles, last) for last in (False, True)}
         for dtype in ("bf16", "fp32"):
             found |= {f"LayerNorm {width}, {dtype}": norm_rows(width, dtype) for width in (320, 640, 1280)}
+        for width in (40, 80, 160):
+            found |= {f"attention to {tokens} tokens {width}": text_attention(width, tokens) for tokens in (77, 128)}
     print(json.dumps(found))
 
 
