@@ -106,7 +106,7 @@ class Level:
         module, text = self.modules[kind]
         call = functools.partial(run, module, self.layouts[layout], self.frames, text)
         flops = module_flops(self.tokens, self.channels, self.frames, text is not None)
-        return Line(f"{kind}, {layout}, {way}", call, 49 + 9 * (text is not None), flops)
+        return Line(f"{kind}, {layout}, {way}", call, 47 + 9 * (text is not None), flops)
 
     def lines(self) -> list[Line]:
         ways = {"eager": eager, "fused": fused}
