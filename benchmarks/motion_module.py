@@ -32,11 +32,10 @@ from followclick_core.models import (
     frames_kernel,
     gated_linear_kernel,
     layout_kernels,
-    motion_module,
     motion_ops,
-    row_kernels,
     temporal_attention,
     temporal_kernel,
+    text_attention,
 )
 from followclick_core.models.motion_module import MotionModule, frame_positions
 from followclick_core.models.temporal_attention import attend_with_sdpa
@@ -58,8 +57,8 @@ def randomised(channels: int, context_dim: int | None, bench: Bench) -> MotionMo
 
 @contextlib.contextmanager
 def constants(**values: object) -> Iterator[None]:
-    """Other values of the constants by which the pack chooses; of `motion_ops` or `motion_module`."""
-    owners = {name: motion_ops if hasattr(motion_ops, name) else motion_module for name in values}
+    """Other values of the constants by which the pack chooses."""
+    owners = {name: motion_ops if hasattr(motion_ops, name) else text_attention for name in values}
     before = {name: getattr(owner, name) for name, owner in owners.items()}
     for name, owner in owners.items():
         setattr(owner, name, values[name])
@@ -107,7 +106,7 @@ class Level:
         module, text = self.modules[kind]
         call = functools.partial(run, module, self.layouts[layout], self.frames, text)
         flops = module_flops(self.tokens, self.channels, self.frames, text is not None)
-        return Line(f"{kind}, {layout}, {way}", call, 49 + 9 * (text is not None), flops)
+        return Line(f"{kind}, {layout}, {way}", call, 47 + 9 * (text is not None), flops)
 
     def lines(self) -> list[Line]:
         ways = {"eager": eager, "fused": fused}
@@ -145,17 +144,14 @@ def ways_lines(level: Level) -> list[Line]:
 
         return run
 
-    megabytes = 2**20
-    kinds: dict[str, dict[str, object]] = {
-        "as it is": {},
-        "cuBLAS and gate": {"MAX_GATED_WIDTH": 0},
-        "gate in ff in": {"MAX_GATED_WIDTH": 1280},
-        "layout back in proj_out": {"MAX_ADDED_WIDTH": 1280},
-    }
-    for size in (128, 64, 32):
-        kinds[f"ff by {size} MB"] = {"MAX_FEED_FORWARD_BYTES": size * megabytes}
-        kinds[f"q, k, v by {size} MB"] = {"MAX_PACKED_BYTES": size * megabytes}
-    return [level.line("animatediff", "planes", name, under(values)) for name, values in kinds.items()]
+    kinds: list[tuple[str, str, dict[str, object]]] = [
+        ("animatediff", "as it is", {}),
+        ("animatediff", "cuBLAS and gate", {"gates_work": lambda *_: False}),
+        ("animatediff", "layout back after proj_out", {"MAX_ADDED_WIDTH": 0}),
+        ("followclick", "as it is", {}),
+        ("followclick", "text by a kernel", {"RUN_AS_KERNEL": True}),
+    ]
+    return [level.line(kind, "planes", name, under(values)) for kind, name, values in kinds]
 
 
 def check(level: Level) -> None:
@@ -163,6 +159,8 @@ def check(level: Level) -> None:
     (module, text), x, frames = level.modules["followclick"], level.x, level.frames
     compared = motion_ops.comparisons(x.device, x.dtype, x.shape[1], frames)
     compared += temporal_attention.comparisons(x.device, x.dtype, x.shape[1] // HEADS, False, frames, HEADS)
+    if x.dtype != torch.float32:
+        compared += text_attention.comparisons(x.device, x.dtype, x.shape[1] // HEADS, TEXT_TOKENS)
     errors = {name: relative(ours, theirs) for name, ours, theirs in compared}
     print(f"    operators: {', '.join(f'{name} {error:.1e}' for name, error in errors.items())}")
     x = x[:, :, :4, :4].contiguous()
@@ -185,15 +183,19 @@ def module_flops(tokens: int, channels: int, frames: int, with_text: bool) -> fl
 
 def layout_lines(level: Level) -> list[Line]:
     own, frames, side = level.modules["animatediff"][0].temporal_transformer, level.frames, level.x.shape[-1]
-    norm, weights, last = own.norm, (own.norm.weight, own.norm.bias), (own.proj_out.weight, own.proj_out.bias)
+    norm, weights, last = own.norm, (own.norm.weight, own.norm.bias), (own.proj_out.weight, own.proj_out.bias.float())
     pixels, square = level.bench.random(level.tokens // frames, frames, level.channels), square_flops(level)
+
+    def after_cublas(x: Tensor) -> Tensor:
+        return motion_ops.add_to_frames(F.linear(pixels, last[0]), last[1], x)
+
     kinds: list[tuple[str, Callable, int, float]] = [
         ("statistics", lambda x: layout_kernels.group_statistics(x, 32, 1e-6), 1, 0),
         ("norm and layout", lambda x: motion_ops.normed_pixels(x, *weights, frames, 32, 1e-6), 3, 0),
         ("  by PyTorch", lambda x: rearrange(norm(x), "(b f) c h w -> (b h w) f c", f=frames).contiguous(), 3, 0),
-        ("layout back and sum", lambda x: motion_ops.add_to_frames(pixels, x), 3, 0),
+        ("layout back and sum", lambda x: motion_ops.add_to_frames(pixels, last[1], x), 3, 0),
         ("  by PyTorch", lambda x: x + rearrange(pixels, "(b h w) f c -> (b f) c h w", h=side, w=side), 3, 0),
-        ("proj_out, layout back and sum", lambda x: motion_ops.add_to_frames(F.linear(pixels, *last), x), 3, square),
+        ("proj_out, layout back and sum", after_cublas, 3, square),
     ]
     for tiles in frame_tiles(level.bench.dtype):
         run = functools.partial(frames_kernel.add_linear_to_frames, pixels, *last, tiles=tiles)
@@ -206,10 +208,7 @@ def layout_lines(level: Level) -> list[Line]:
 
 
 def frame_tiles(dtype: torch.dtype) -> list[frames_kernel.Tiles]:
-    Tiles = frames_kernel.Tiles
-    if dtype == torch.float32:
-        return [frames_kernel.WIDE_TILES]
-    return [Tiles(), Tiles(warps=8), Tiles(128, 128, warps=8), Tiles(64, 128), Tiles(128, 64, 128, stages=2)]
+    return [] if dtype == torch.float32 else [frames_kernel.Tiles(), frames_kernel.WIDE_TILES]
 
 
 def square_flops(level: Level) -> float:
@@ -219,22 +218,19 @@ def square_flops(level: Level) -> float:
 
 def row_lines(level: Level) -> list[Line]:
     bench, channels = level.bench, level.channels
-    norm = level.modules["animatediff"][0].temporal_transformer.transformer_blocks[0].norms[0]
+    own = level.modules["animatediff"][0].temporal_transformer
+    norm = own.transformer_blocks[0].norms[0]
     rows = bench.random(level.tokens, channels)
     positions = frame_positions(level.frames, channels, rows.device, rows.dtype)
-    ahead, lines = torch.zeros(channels, device=rows.device), []
-    for numbers, warps in ((4096, 8), (4096, 4), (2048, 4), (2048, 2), (1024, 1)):
-        for early in (False, True):
-            tiles = row_kernels.RowTiles(numbers, warps, early)
-            run = functools.partial(row_kernels.norm_rows, rows, norm.weight, norm.bias, 1e-5, ahead, positions, tiles)
-            lines.append(Line(f"LayerNorm, positions {tuple(tiles)}", run, 2))
+    behind = torch.zeros(channels, device=rows.device)
+    run = functools.partial(motion_ops.norm_rows, rows, norm.weight, norm.bias, 1e-5, behind, positions)
     product = bench.random(level.tokens, 8 * channels)
     pixels, biases = rows.view(-1, level.frames, channels), [norm.bias, norm.weight, norm.bias, norm.weight]
     return [
-        *lines,
+        Line("LayerNorm, positions", run, 2),
         Line("  by PyTorch", lambda: norm(pixels) + positions, 2),
         Line("gate", lambda: motion_ops.gate_product(product), 12),
-        Line("biases", lambda: motion_ops.sum_biases(biases), 0),
+        Line("biases", lambda: motion_ops.sum_biases(biases, own.proj_out.weight, norm.bias), 0),
     ]
 
 
@@ -243,12 +239,12 @@ def attention_lines(level: Level) -> list[Line]:
     flops = 4.0 * level.tokens * level.frames * level.channels
     _, text = level.modules["followclick"]
     pixels = level.bench.random(level.tokens // level.frames, level.frames, level.channels)
-    q = rearrange(pixels, "(b n) f (heads d) -> b heads (n f) d", b=CLIPS, heads=HEADS)
     wide = 4.0 * level.tokens * TEXT_TOKENS * level.channels
     return [
         Line("over time", lambda: temporal_kernel.attend(packed, HEADS), 4, flops),
         Line("  by PyTorch", lambda: attend_with_sdpa(packed, HEADS), 4, flops),
-        Line("to the text, by PyTorch", lambda: F.scaled_dot_product_attention(q, *text), 2, wide),  # type: ignore[misc]
+        Line("to the text, by PyTorch", lambda: text_attention.attend_with_sdpa(pixels, *text), 2, wide),  # type: ignore[misc]
+        Line("  by a kernel", lambda: motion_ops.attend_text(pixels, *text), 2, wide),  # type: ignore[misc]
     ]
 
 
@@ -263,8 +259,8 @@ def product_lines(level: Level) -> list[Line]:
     wide = block.ff.net[0].proj
     return [
         Line("weights of q, k, v put together", attention.packed_weight, 0),
-        Line("proj_in or proj_out, with bias", lambda: own.proj_out(rows), 2, square),
-        Line("  without bias", lambda: F.linear(rows, own.proj_out.weight), 2, square),
+        Line("proj_in", lambda: F.linear(rows, own.proj_in.weight), 2, square),
+        Line("  with bias", lambda: own.proj_in(rows), 2, square),
         Line("q, k, v", lambda: F.linear(rows, packed), 4, 3 * square),
         Line("  and their weights put together", lambda: F.linear(rows, attention.packed_weight()), 4, 3 * square),
         Line("  as three products into one", lambda: three_products(rows, weights), 4, 3 * square),
@@ -296,29 +292,12 @@ def gated_lines(level: Level) -> list[Line]:
         return motion_ops.gate_product(F.linear(rows, weight, bias))
 
     lines = [Line("ff in and gate, cuBLAS and kernel", after_cublas, 5, flops)]
-    for tiles in gated_tiles(level.bench.dtype):
-        run = functools.partial(gated_linear_kernel.gated_linear, rows, weight, bias, tiles)
-        lines.append(Line(f"  one kernel {tuple(tiles)}", run, 5, flops))
+    if level.bench.dtype != torch.float32:
+        for stages in (3, 4):
+            tiles = gated_linear_kernel.Tiles(stages=stages)
+            run = functools.partial(gated_linear_kernel.gated_linear, rows, weight, bias, tiles)
+            lines.append(Line(f"  one kernel {tuple(tiles)}", run, 5, flops))
     return lines
-
-
-def gated_tiles(dtype: torch.dtype) -> list[gated_linear_kernel.Tiles]:
-    Tiles = gated_linear_kernel.Tiles
-    if dtype == torch.float32:
-        return [gated_linear_kernel.WIDE_TILES]
-    return [
-        Tiles(columns=64),
-        Tiles(columns=64, warps=4),
-        Tiles(),
-        # By descriptors: a program for each tile, two for each multiprocessor, one.
-        Tiles(columns=64, resident=10_000),
-        Tiles(columns=64, resident=2),
-        Tiles(columns=64, warps=4, resident=2),
-        Tiles(resident=10_000),
-        Tiles(resident=1),
-        Tiles(stages=4, resident=1),
-        Tiles(256, 64, resident=1),
-    ]
 
 
 PARTS: dict[str, tuple[str, Callable[[Level], list[Line]]]] = {

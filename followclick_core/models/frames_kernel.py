@@ -27,8 +27,8 @@ class Tiles(NamedTuple):
     stages: int = 3
 
 
-# Of float32, whose tiles take twice the shared memory.
-WIDE_TILES = Tiles(64, 64, 32, stages=2)
+# Of more channels at once, h is read less often; of 320 they would be half a tile that is not stored.
+WIDE_TILES = Tiles(channels=128, warps=8)
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def add_linear_to_frames(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, til
     h, weight, x = h.contiguous(), weight.contiguous(), plain(x)
     (pictures, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
     (frames, depth), out = h.shape[1:], torch.empty_like(x)
-    tiles = tiles or (WIDE_TILES if x.dtype == torch.float32 else Tiles())
+    tiles = tiles or (Tiles() if channels % WIDE_TILES.channels else WIDE_TILES)
     grid = (pictures * triton.cdiv(pixels, tiles.pixels) * triton.cdiv(channels, tiles.channels),)
     with torch.cuda.device_of(x):
         _add_linear[grid](

@@ -1,6 +1,7 @@
 """A linear layer and its gated GELU in one Triton kernel: the product, eight times its input's width, is never written.
 
-Each program makes the same columns of both halves and gates one by the other before it stores them.
+Each program makes the same columns of both halves and gates one by the other before it stores them. The GPU's copying
+unit (TMA) reads and writes for it, as descriptors say: so no addresses are in registers, and tiles can be large.
 """
 
 # Triton's functions are compiled from their text; their types are not Python's.
@@ -15,30 +16,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Older Tritons do not have it; `motion_ops.gates_work` says so and goes without this kernel.
+from triton.tools.tensor_descriptor import TensorDescriptor
+
 from .row_kernels import gelu
 
 
 class Tiles(NamedTuple):
-    """Rows, columns of each half and depth of a program's tiles, neighbours in one group, warps and stages.
-
-    `resident` programs for each multiprocessor take one tile after the other, and the GPU's copying unit (TMA) reads
-    for them; 0 for a program to each tile, whose threads read for themselves.
-    """
+    """Rows, columns of each half and depth of a program's tiles, neighbours in one group, warps and stages."""
 
     rows: int = 128
     columns: int = 128
     depth: int = 64
     group: int = 8
     warps: int = 8
-    stages: int = 3
-    resident: int = 0
-
-
-# Up to 384 columns a tile is over after six steps or fewer: two programs for each multiprocessor, one of which
-# multiplies while the other gates.
-NARROW, NARROW_TILES, TILES = 384, Tiles(columns=64), Tiles()
-# Of float32, whose tiles take twice the shared memory.
-WIDE_TILES = Tiles(64, 64, 32, warps=4, stages=2)
+    stages: int = 4
 
 
 @triton.jit
@@ -53,50 +45,15 @@ def _place(tile, rows, columns, M: tl.constexpr, N: tl.constexpr, GROUP: tl.cons
 
 @triton.jit
 def _gated_linear(
-    x, weight, bias, out, rows, columns, depth: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
-    row, column = _place(tl.program_id(0), rows, columns, M, N, GROUP)
-    row += tl.arange(0, M)
-    column += tl.arange(0, N)
-    k = tl.arange(0, K)
-    # Rows and columns beyond the end are those of the beginning again: read, but not stored.
-    at_x = x + (row % rows).to(tl.int64)[:, None] * depth + k[None, :]
-    at_value = weight + (column % columns)[None, :] * depth + k[:, None]
-    at_gate = at_value + columns * depth
-    value = tl.zeros([M, N], tl.float32)
-    gate = tl.zeros([M, N], tl.float32)
-    for start in range(0, depth, K):
-        if EVEN:
-            a, v, g = tl.load(at_x), tl.load(at_value), tl.load(at_gate)
-        else:
-            left = depth - start
-            a = tl.load(at_x, k[None, :] < left, 0.0)
-            v = tl.load(at_value, k[:, None] < left, 0.0)
-            g = tl.load(at_gate, k[:, None] < left, 0.0)
-        value = tl.dot(a, v, value, input_precision="ieee")
-        gate = tl.dot(a, g, gate, input_precision="ieee")
-        at_x += K
-        at_value += K
-        at_gate += K
-    known = column < columns
-    value += tl.load(bias + column, known, 0.0).to(tl.float32)[None, :]
-    gate += tl.load(bias + columns + column, known, 0.0).to(tl.float32)[None, :]
-    at = out + row.to(tl.int64)[:, None] * columns + column[None, :]
-    tl.store(at, (value * gelu(gate)).to(out.dtype.element_ty), (row < rows)[:, None] & known[None, :])
-
-
-@triton.jit
-def _gated_linear_stream(
     x, weight, bias, out, rows, columns, depth: tl.constexpr, STEPS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, FLAT: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """The same by descriptors: x [rows, depth], weight [2, columns, depth], out [rows, columns].
+    """Of x [rows, depth], weight [2, columns, depth] and out [rows, columns], as descriptors.
 
     Both halves' columns are one operand, so that each number of x is read from shared memory once for both.
     """
     tiles = tl.cdiv(rows, M) * tl.cdiv(columns, N)
-    for step in tl.range(0, STEPS, flatten=FLAT):
+    for step in tl.range(0, STEPS, flatten=True):
         # Some programs make one of the first tiles again, rather than wait for those that have one more.
         tile = (tl.program_id(0) + step * tl.num_programs(0)) % tiles
         row, column = _place(tile, rows, columns, M, N, GROUP)
@@ -116,37 +73,20 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor, tiles: Tiles | None = 
     """value * gelu(gate) of [value, gate] = x weight^T + bias: [n, c], [2 d, c], [2 d] -> [n, d]."""
     x, weight = x.contiguous(), weight.contiguous()
     rows, depth = x.shape
-    columns = len(weight) // 2
-    tiles = tiles or (WIDE_TILES if x.dtype == torch.float32 else NARROW_TILES if depth <= NARROW else TILES)
+    columns, tiles = len(weight) // 2, tiles or Tiles()
     out = x.new_empty(rows, columns)
     count = triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns)
-    sizes = {"M": tiles.rows, "N": tiles.columns, "K": tiles.depth, "GROUP": tiles.group}
-    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    # A multiprocessor has room for one program, which takes one tile after the other.
+    programs = min(count, multiprocessors(x.device))
     with torch.cuda.device_of(x):
-        if not tiles.resident:
-            even = depth % tiles.depth == 0
-            _gated_linear[(count,)](x, weight, bias, out, rows, columns, depth, EVEN=even, **sizes, **options)
-            return out
-        # Not every Triton has it, and other tiles do not ask for it.
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
-        programs = min(count, tiles.resident * multiprocessors(x.device))
-        descriptors = (
+        _gated_linear[(programs,)](
             TensorDescriptor.from_tensor(x, [tiles.rows, tiles.depth]),
             TensorDescriptor.from_tensor(weight.view(2, columns, depth), [2, tiles.columns, tiles.depth]),
             bias,
             TensorDescriptor.from_tensor(out, [tiles.rows, tiles.columns]),
-        )
-        _gated_linear_stream[(programs,)](
-            *descriptors,
-            rows,
-            columns,
-            depth,
-            triton.cdiv(count, programs),
-            FLAT=tiles.resident == 1,
-            **sizes,
-            **options,
-        )
+            rows, columns, depth, triton.cdiv(count, programs), M=tiles.rows, N=tiles.columns, K=tiles.depth,
+            GROUP=tiles.group, num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
     return out
 
 

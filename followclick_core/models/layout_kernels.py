@@ -133,10 +133,11 @@ def _normalise(
 
 
 @triton.jit
-def _add_back(h, x, out, frames, pixels, channels, LAST: tl.constexpr, P: tl.constexpr, C: tl.constexpr):
+def _add_back(h, bias, x, out, frames, pixels, channels, LAST: tl.constexpr, P: tl.constexpr, C: tl.constexpr):
     picture, channel, pixel, rows = _tile(frames, pixels, channels, P, C)
     inside = (pixel < pixels) & (channel < channels)
     values = tl.load(h + rows + channel, inside, 0.0).to(tl.float32)
+    values += tl.load(bias + channel, channel < channels, 0.0).to(tl.float32)
     if LAST:
         at = picture * pixels * channels + pixel * channels + channel
     else:
@@ -209,8 +210,8 @@ def normed_pixels(x: Tensor, weight: Tensor, bias: Tensor, num_frames: int, grou
     return out
 
 
-def add_to_frames(h: Tensor, x: Tensor) -> Tensor:
-    """x + h laid out as frames again: (b h w) f c -> (b f) c h w, in memory as x is."""
+def add_to_frames(h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """x + (h + bias) laid out as frames again: (b h w) f c -> (b f) c h w, in memory as x is."""
     check_frames(x, h.shape[1], h.shape[2])
     h, x = h.contiguous(), plain(x)
     (pictures, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
@@ -218,6 +219,6 @@ def add_to_frames(h: Tensor, x: Tensor) -> Tensor:
     grid = (triton.cdiv(channels, CHANNELS) * triton.cdiv(pixels, PIXELS) * pictures,)
     with torch.cuda.device_of(x):
         _add_back[grid](
-            h, x, out, h.shape[1], pixels, channels, LAST=is_channels_last(x), P=PIXELS, C=CHANNELS, num_warps=4
+            h, bias, x, out, h.shape[1], pixels, channels, LAST=is_channels_last(x), P=PIXELS, C=CHANNELS, num_warps=4
         )
     return out

@@ -18,6 +18,7 @@ from . import motion_ops
 from .blocks import FeedForward, zero_
 from .region_hooks import blended_attention
 from .temporal_attention import attend_over_time
+from .text_attention import attend_to_text
 
 FrameTokens = Float[Tensor, "bhw f c"]  # one row per pixel, a token per frame
 Rows = Float[Tensor, "rows c"]  # the same with pixels and frames in one
@@ -75,11 +76,7 @@ class TemporalAttention(nn.Module):
         """`attend_text` before the last linear layer."""
         if isinstance(text, RegionKeyValue):
             return self._read_region_texts(x, text)
-        k, v = text
-        clips, frames = k.shape[0], x.shape[1]
-        q = rearrange(self.to_q(x), "(b hw) f (heads d) -> b heads (hw f) d", b=clips, heads=self.num_heads)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return rearrange(h, "b heads (hw f) d -> (b hw) f (heads d)", f=frames)
+        return attend_to_text(self.to_q(x), *text)
 
     def _read_region_texts(self, x: FrameTokens, text: RegionKeyValue) -> FrameTokens:
         (clips, regions), frames = text.shares.shape[:2], x.shape[1]
@@ -127,18 +124,18 @@ class TemporalTransformerBlock(nn.Module):
         return list(self.attention_blocks[: 2 if text is None else 3])  # type: ignore[arg-type]
 
     def add_in_place(
-        self, stream: Rows, ahead: Float[Tensor, "branches c"], positions: Tensor, text: MotionText | None
+        self, stream: Rows, behind: Float[Tensor, "branches c"], positions: Tensor, text: MotionText | None
     ) -> None:
         """What `forward` adds, on top of `stream` where it lies, without gradients.
 
-        cuBLAS adds a product to what is there for nothing, but not a bias besides: so the biases are in the stream from
-        the beginning, and each norm takes off those that do not belong to its input yet.
+        cuBLAS adds a product to what is there for nothing, but not a bias besides. So no bias is ever in the stream:
+        each norm adds those that belong to its input.
 
         Args:
-            ahead: For each attention and for the feed-forward the sum of the biases from its own on.
+            behind: For each attention and for the feed-forward the sum of the biases before it.
         """
         pixels = stream.view(-1, len(positions), stream.shape[1])
-        for attention, norm, early in zip(self.branches(text), self.norms, ahead, strict=False):
+        for attention, norm, missing in zip(self.branches(text), self.norms, behind, strict=False):
             if text is not None and attention is self.motion_attention:
                 mix, parts = functools.partial(attention.read_text, text=text), [pixels]
             else:
@@ -147,14 +144,14 @@ class TemporalTransformerBlock(nn.Module):
             last: nn.Linear = attention.to_out[0]  # type: ignore[assignment]
             for part in parts:
                 rows = part.flatten(0, 1)
-                normed = motion_ops.norm_rows(rows, norm.weight, norm.bias, norm.eps, early, positions)
+                normed = motion_ops.norm_rows(rows, norm.weight, norm.bias, norm.eps, missing, positions)
                 rows.addmm_(mix(normed.view(part.shape)).reshape(rows.shape), last.weight.t())
-        self._add_feed_forward(stream, ahead[-1])
+        self._add_feed_forward(stream, behind[-1])
 
-    def _add_feed_forward(self, stream: Rows, early: Float[Tensor, "c"]) -> None:
+    def _add_feed_forward(self, stream: Rows, missing: Float[Tensor, "c"]) -> None:
         wide: nn.Linear = self.ff.net[0].proj  # type: ignore[assignment]
         last: nn.Linear = self.ff.net[2]  # type: ignore[assignment]
-        normed = motion_ops.norm_rows(stream, self.ff_norm.weight, self.ff_norm.bias, self.ff_norm.eps, early, None)
+        normed = motion_ops.norm_rows(stream, self.ff_norm.weight, self.ff_norm.bias, self.ff_norm.eps, missing, None)
         pieces = _pieces(stream, 8, MAX_FEED_FORWARD_BYTES)
         for rows, part in zip(normed.chunk(pieces), stream.chunk(pieces), strict=True):
             part.addmm_(motion_ops.gated(rows, wide.weight, wide.bias), last.weight.t())
@@ -210,16 +207,16 @@ class TemporalTransformer(nn.Module):
         Raises:
             ValueError: `x` has other channels, or no whole number of clips.
         """
-        norm, (block,) = self.norm, self.transformer_blocks
+        norm, (block,), proj_out = self.norm, self.transformer_blocks, self.proj_out
         biases = [attention.to_out[0].bias for attention in block.branches(text)]  # type: ignore[union-attr,operator]
-        first, ahead = motion_ops.sum_biases([self.proj_in.bias, *biases, block.ff.net[2].bias])  # type: ignore[union-attr]
+        biases = [self.proj_in.bias, *biases, block.ff.net[2].bias]  # type: ignore[union-attr]
+        behind, last = motion_ops.sum_biases(biases, proj_out.weight, proj_out.bias)
         h = motion_ops.normed_pixels(x, norm.weight, norm.bias, num_frames, norm.num_groups, norm.eps)
-        shape, stream = h.shape, F.linear(h.flatten(0, 1), self.proj_in.weight, first)
+        shape, stream = h.shape, F.linear(h.flatten(0, 1), self.proj_in.weight)
         del h  # as large as the stream, and not read again
         positions = frame_positions(num_frames, self.channels, x.device, x.dtype)
-        block.add_in_place(stream, ahead, positions, text)  # type: ignore[operator]
-        last: nn.Linear = self.proj_out  # type: ignore[assignment]
-        return motion_ops.add_projected(stream.view(shape), last.weight, last.bias, x)
+        block.add_in_place(stream, behind, positions, text)  # type: ignore[operator]
+        return motion_ops.add_projected(stream.view(shape), proj_out.weight, last, x)
 
 
 class MotionModule(nn.Module):

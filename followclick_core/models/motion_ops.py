@@ -16,10 +16,8 @@ from .kernel_checks import Comparison, agree, capable
 from .temporal_attention import MAX_HEAD_DIM
 
 HOPPER = (9, 0)
-# Wider layers have so much arithmetic for each byte that cuBLAS and a pass over its product are as fast.
-MAX_GATED_WIDTH = 640
-# Up to this width the last layer, the layout back and the sum are one kernel.
-MAX_ADDED_WIDTH = 0
+# Up to this width the last layer, the layout back and the sum are one kernel; of 1280 channels cuBLAS is faster.
+MAX_ADDED_WIDTH = 640
 # What a kernel can read where it lies.
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -69,42 +67,42 @@ def _frames_like(*arguments: Tensor) -> Tensor:
 
 
 @_operator(_frames_like)
-def add_to_frames(h: Tensor, x: Tensor) -> Tensor:
-    """x + h laid out as frames again: (b h w) f c -> (b f) c h w, in memory as x is if that is one of two layouts."""
+def add_to_frames(h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """x + (h + bias) as frames again: (b h w) f c -> (b f) c h w, in memory as x is if that is one of two layouts."""
     from . import layout_kernels
 
-    return layout_kernels.add_to_frames(h, x)
-
-
-@_operator(_frames_like)
-def add_linear_to_frames(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """x + (h weight^T + bias), as `add_to_frames` lays it out."""
-    from . import frames_kernel
-
-    return frames_kernel.add_linear_to_frames(h, weight, bias, x)
+    return layout_kernels.add_to_frames(h, bias, x)
 
 
 @_operator(lambda x, *_: torch.empty_like(x.contiguous()))
 def norm_rows(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, ahead: Tensor | None, positions: Tensor | None
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, behind: Tensor | None, positions: Tensor | None
 ) -> Tensor:
-    """LayerNorm of each row of x - ahead, plus the position of the row's frame; see `row_kernels.norm_rows`."""
+    """LayerNorm of each row of x + behind, plus the position of the row's frame; see `row_kernels.norm_rows`."""
     from . import row_kernels
 
-    return row_kernels.norm_rows(x, weight, bias, eps, ahead, positions)
+    return row_kernels.norm_rows(x, weight, bias, eps, behind, positions)
 
 
-def _sums_of(biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    like = biases[0]
-    return torch.empty_like(like), like.new_empty(len(biases) - 1, len(like), dtype=torch.float32)
+def _sums_of(biases: Sequence[Tensor], _weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    wide = bias.float()
+    return wide.new_empty(len(biases) - 1, len(bias)), torch.empty_like(wide)
 
 
 @_operator(_sums_of)
-def sum_biases(biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The sum of all biases [c], and float32 [len - 1, c]: in row i the sum of those after the i-th."""
+def sum_biases(biases: Sequence[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [len - 1, c], in row i the sum of the first i + 1 biases; float32 [c], bias + weight (sum of all)."""
     from . import row_kernels
 
-    return row_kernels.sum_biases(list(biases))
+    return row_kernels.sum_biases(list(biases), weight, bias)
+
+
+@_operator(lambda q, *_: torch.empty_like(q.contiguous()))
+def attend_text(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of n pixels' f frames to their clip's text: [n, f, c], twice [clips, heads, tokens, d] -> [n, f, c]."""
+    from . import text_kernel
+
+    return text_kernel.attend_text(q, k, v)
 
 
 @_operator(lambda product: product.new_empty(len(product), product.shape[1] // 2))
@@ -116,38 +114,53 @@ def gate_product(product: Tensor) -> Tensor:
 
 
 @_operator(lambda x, weight, _bias: x.new_empty(len(x), len(weight) // 2))
-def gated_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """value * gelu(gate) of [value, gate] = x weight^T + bias: [n, c], [2 d, c], [2 d] -> [n, d]."""
-    from . import gated_linear_kernel
-
-    return gated_linear_kernel.gated_linear(x, weight, bias)
-
-
-@torch.compiler.assume_constant_result
-def is_hopper(device_index: int) -> bool:
-    """Whether a GPU has the shared memory and the matrix units that the tiles of `gated_linear` are made for."""
-    return _is_hopper(device_index)
-
-
-# Within the constant, as torch.compile ignores a cache that it meets and follows what is cached.
-@functools.lru_cache(maxsize=16)
-def _is_hopper(device_index: int) -> bool:
-    return torch.version.hip is None and torch.cuda.get_device_capability(device_index) == HOPPER
-
-
 def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`gated_linear` in the way that is faster here."""
-    narrow = x.dtype != torch.float32 and x.shape[1] <= MAX_GATED_WIDTH
-    if narrow and x.is_cuda and is_hopper(x.device.index):
+    """value * gelu(gate) of [value, gate] = x weight^T + bias: [n, c], [2 d, c], [2 d] -> [n, d]."""
+    if _describable(x, weight) and is_hopper(x.device.index) and gates_work(x.device.index, x.dtype, x.shape[1]):
+        from .gated_linear_kernel import gated_linear
+
         return gated_linear(x, weight, bias)
     return gate_product(F.linear(x, weight, bias))
 
 
+@_operator(_frames_like)
 def add_projected(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """`add_linear_to_frames` in the way that is faster here."""
-    if x.dtype != torch.float32 and len(weight) <= MAX_ADDED_WIDTH:
+    """x + (h weight^T + bias), as `add_to_frames` lays it out."""
+    narrow = len(weight) <= MAX_ADDED_WIDTH and x.dtype != torch.float32
+    if narrow and x.is_cuda and is_hopper(x.device.index):
+        from .frames_kernel import add_linear_to_frames
+
         return add_linear_to_frames(h, weight, bias, x)
-    return add_to_frames(F.linear(h, weight, bias), x)
+    return add_to_frames(F.linear(h, weight), bias, x)
+
+
+def _describable(x: Tensor, weight: Tensor) -> bool:
+    """Whether descriptors can tell where rows lie (from multiples of 16 bytes on), and tiles have room for the type."""
+    widths = x.shape[1], len(weight) // 2  # of what is read and of what is written
+    return (
+        x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and all(t.data_ptr() % 16 == 0 for t in (x, weight))
+        and all(width % 8 == 0 for width in widths)
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def is_hopper(device_index: int) -> bool:
+    """Whether a GPU has the shared memory and the matrix units that the tiles of products are made for."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device_index) == HOPPER
+
+
+@functools.lru_cache(maxsize=64)
+def gates_work(device_index: int, dtype: torch.dtype, channels: int) -> bool:
+    """Whether `gated_linear_kernel`, which needs a newer Triton than the others do, can be built and is right."""
+
+    def compare() -> list[Comparison]:
+        from .gated_linear_kernel import gated_linear
+
+        return gated_comparisons(gated_linear, torch.device("cuda", device_index), dtype, channels)
+
+    return agree("Gated layers of motion modules run", f"{channels} channels, {dtype}", compare)
 
 
 def run_fused(x: Tensor, weights: Sequence[Tensor], num_heads: int) -> bool:
@@ -193,18 +206,13 @@ def comparisons(
     clips: int = 2,
 ) -> list[Comparison]:
     """Each operator's result beside PyTorch's for the same numbers, with its name."""
-    groups = 32
-
-    def wave(*shape: int, speed: float = 0.37) -> Tensor:
-        count = torch.Size(shape).numel()
-        return (torch.arange(count, device=device, dtype=torch.float32) * speed).sin().view(shape).to(dtype)
-
+    groups, wave = 32, functools.partial(_wave, device, dtype)
     weight, bias, positions = wave(channels, speed=1.7), wave(channels, speed=0.9), wave(frames, channels, speed=1.3)
     planes = wave(clips * frames, channels, size, size) + wave(clips * frames, 1, 1, 1, speed=0.5)
     normed = F.group_norm(planes.float(), groups, weight.float(), bias.float(), 1e-6)
     normed = rearrange(normed, "(b f) c h w -> (b h w) f c", f=frames)
     rows = normed.flatten(0, 1).to(dtype)
-    added = rearrange(rows, "(b h w f) c -> (b f) c h w", f=frames, h=size, w=size) + planes
+    added = rearrange(rows.float() + bias.float(), "(b h w f) c -> (b f) c h w", f=frames, h=size, w=size) + planes
     square = wave(channels, channels, speed=2.3) / channels**0.5
     projected = F.linear(rows.float(), square.float(), bias.float())
     projected = rearrange(projected, "(b h w f) c -> (b f) c h w", f=frames, h=size, w=size) + planes
@@ -212,23 +220,37 @@ def comparisons(
     for name, x in (("planes", planes), ("channels last", planes.contiguous(memory_format=torch.channels_last))):
         results.append((f"GroupNorm, {name}", normed_pixels(x, weight, bias, frames, groups, 1e-6), normed))
         pixels = rows.view(-1, frames, channels)
-        results.append((f"sum, {name}", add_to_frames(pixels, x), added))
-        results.append((f"linear layer and sum, {name}", add_projected(pixels, square, bias, x), projected))
+        results.append((f"sum, {name}", add_to_frames(pixels, bias.float(), x), added))
+        results.append((f"linear layer and sum, {name}", add_projected(pixels, square, bias.float(), x), projected))
     biases = [wave(channels, speed=speed) for speed in (0.2, 0.3, 0.4, 0.5)]
-    first, ahead = sum_biases(biases)
-    tails = [torch.stack(biases[index:]).float().sum(0) for index in range(4)]
-    results += [("first sum of biases", first, tails[0]), ("sums of biases", ahead, torch.stack(tails[1:]))]
-    mean_free = F.layer_norm(rows.float() - tails[1], (channels,), weight.float(), bias.float(), 1e-5)
+    sums = torch.stack(biases).float().cumsum(0)
+    behind, last = sum_biases(biases, square, bias)
+    results += [("sums of biases", behind, sums[:3]), ("last bias", last, square.float() @ sums[3] + bias.float())]
+    mean_free = F.layer_norm(rows.float() + sums[1], (channels,), weight.float(), bias.float(), 1e-5)
     placed = mean_free + positions.float().repeat(len(rows) // frames, 1)
-    results.append(("LayerNorm", norm_rows(rows, weight, bias, 1e-5, tails[1], positions), placed))
+    results.append(("LayerNorm", norm_rows(rows, weight, bias, 1e-5, sums[1], positions), placed))
     plain = F.layer_norm(rows.float(), (channels,), weight.float(), bias.float(), 1e-5)
     results.append(("plain LayerNorm", norm_rows(rows, weight, bias, 1e-5, None, None), plain))
     product = wave(24, 8 * channels, speed=1.9)
     value, gate = product.float().chunk(2, dim=-1)
     results.append(("gate", gate_product(product), value * F.gelu(gate)))
+    # In the way that is chosen, so that the choice is made before a caller records its calls as a graph.
+    return results + gated_comparisons(gated, device, dtype, channels)
+
+
+def gated_comparisons(
+    compute: Callable[[Tensor, Tensor, Tensor], Tensor], device: torch.device, dtype: torch.dtype, channels: int
+) -> list[Comparison]:
+    """What computes a gated linear layer beside PyTorch's."""
+    wave = functools.partial(_wave, device, dtype)
     # Of the hidden channels a part, which the same program computes: all of them would be most of the memory.
     hidden = 2 * min(4 * channels, 256)
-    wide, wide_bias = wave(hidden, channels, speed=2.1) / channels**0.5, wave(hidden, speed=1.1)
-    value, gate = F.linear(rows.float(), wide.float(), wide_bias.float()).chunk(2, dim=-1)
-    results.append(("gated linear layer", gated(rows, wide, wide_bias), value * F.gelu(gate)))
-    return results
+    rows = wave(160, channels, speed=1.2)
+    weight, bias = wave(hidden, channels, speed=2.1) / channels**0.5, wave(hidden, speed=1.1)
+    value, gate = F.linear(rows.float(), weight.float(), bias.float()).chunk(2, dim=-1)
+    return [("gated linear layer", compute(rows, weight, bias), value * F.gelu(gate))]
+
+
+def _wave(device: torch.device, dtype: torch.dtype, *shape: int, speed: float = 0.37) -> Tensor:
+    count = torch.Size(shape).numel()
+    return (torch.arange(count, device=device, dtype=torch.float32) * speed).sin().view(shape).to(dtype)

@@ -4,14 +4,14 @@
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false, reportCallIssue=false
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportUnboundVariable=false
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 MAX_BIASES = 5
+# In a LayerNorm's tile, those beyond a row's end included: so few that one warp has them, and no sum is between warps.
+NUMBERS = 1024
 # Of the largest GPUs: eight on each of some 130 multiprocessors.
 ENOUGH_PROGRAMS = 1024
 
@@ -24,30 +24,25 @@ def _load_rows(x, tile, end, columns: tl.constexpr, R: tl.constexpr, C: tl.const
 
 @triton.jit
 def _norm_rows(
-    x, weight, bias, ahead, positions, out, rows, columns: tl.constexpr, frames, eps,
-    AHEAD: tl.constexpr, PLACED: tl.constexpr, TILES: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
-    EARLY: tl.constexpr,
+    x, weight, bias, behind, positions, out, rows, columns: tl.constexpr, frames, eps,
+    BEHIND: tl.constexpr, PLACED: tl.constexpr, TILES: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, C)[None, :]
     known = column < columns
     scale = tl.load(weight + column, known, 0.0).to(tl.float32)
     shift = tl.load(bias + column, known, 0.0).to(tl.float32)
-    if AHEAD:
-        others = tl.load(ahead + column, known, 0.0)
+    if BEHIND:
+        missing = tl.load(behind + column, known, 0.0)
     first = tl.program_id(0) * TILES
     end = tl.minimum(rows, (first + TILES) * R)
-    if EARLY:
-        following = _load_rows(x, first, end, columns, R, C)
+    following = _load_rows(x, first, end, columns, R, C)
     for step in range(TILES):
         tile = first + step
-        if EARLY:
-            values = following.to(tl.float32)
-            # On its way while this tile is summed up.
-            following = _load_rows(x, tile + 1, end, columns, R, C)
-        else:
-            values = _load_rows(x, tile, end, columns, R, C).to(tl.float32)
-        if AHEAD:
-            values -= others
+        values = following.to(tl.float32)
+        # On its way while this tile is summed up.
+        following = _load_rows(x, tile + 1, end, columns, R, C)
+        if BEHIND:
+            values += missing
         mean = tl.sum(values, 1) / columns
         values = tl.where(known, values - mean[:, None], 0.0)
         rstd = 1.0 / tl.sqrt(tl.sum(values * values, 1) / columns + eps)
@@ -60,24 +55,39 @@ def _norm_rows(
 
 
 @triton.jit
-def _sum_biases(b0, b1, b2, b3, b4, first, ahead, columns, COUNT: tl.constexpr, C: tl.constexpr):
-    """first = b0 + b1 + ..., and row i of `ahead` the sum of those after b_i."""
-    column = tl.program_id(0) * C + tl.arange(0, C)
-    inside = column < columns
-    total = tl.zeros([C], tl.float32)
-    if COUNT > 4:
-        total += tl.load(b4 + column, inside, 0.0).to(tl.float32)
-        tl.store(ahead + 3 * columns + column, total, inside)
-    if COUNT > 3:
-        total += tl.load(b3 + column, inside, 0.0).to(tl.float32)
-        tl.store(ahead + 2 * columns + column, total, inside)
+def _sum_biases(
+    b0, b1, b2, b3, b4, weight, bias, behind, last, columns: tl.constexpr, COUNT: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Row i of `behind` = b_0 + ... + b_i, the last sum left out, and `last` = bias + weight (b_0 + ...)."""
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    inside = row < columns
+    total = tl.load(b0 + row, inside, 0.0).to(tl.float32)
+    tl.store(behind + row, total, inside)
     if COUNT > 2:
-        total += tl.load(b2 + column, inside, 0.0).to(tl.float32)
-        tl.store(ahead + columns + column, total, inside)
-    total += tl.load(b1 + column, inside, 0.0).to(tl.float32)
-    tl.store(ahead + column, total, inside)
-    total += tl.load(b0 + column, inside, 0.0).to(tl.float32)
-    tl.store(first + column, total.to(first.dtype.element_ty), inside)
+        total += tl.load(b1 + row, inside, 0.0).to(tl.float32)
+        tl.store(behind + columns + row, total, inside)
+    if COUNT > 3:
+        total += tl.load(b2 + row, inside, 0.0).to(tl.float32)
+        tl.store(behind + 2 * columns + row, total, inside)
+    if COUNT > 4:
+        total += tl.load(b3 + row, inside, 0.0).to(tl.float32)
+        tl.store(behind + 3 * columns + row, total, inside)
+    product = tl.load(bias + row, inside, 0.0).to(tl.float32)
+    for start in range(0, columns, C):
+        column = start + tl.arange(0, C)
+        known = column < columns
+        whole = tl.load(b0 + column, known, 0.0).to(tl.float32) + tl.load(b1 + column, known, 0.0).to(tl.float32)
+        if COUNT > 2:
+            whole += tl.load(b2 + column, known, 0.0).to(tl.float32)
+        if COUNT > 3:
+            whole += tl.load(b3 + column, known, 0.0).to(tl.float32)
+        if COUNT > 4:
+            whole += tl.load(b4 + column, known, 0.0).to(tl.float32)
+        at = weight + row[:, None] * columns + column[None, :]
+        values = tl.load(at, inside[:, None] & known[None, :], 0.0).to(tl.float32)
+        product += tl.sum(values * whole[None, :], 1)
+    tl.store(last + row, product, inside)
 
 
 @triton.jit
@@ -111,68 +121,53 @@ def _gate(product, out, rows, columns: tl.constexpr, R: tl.constexpr, C: tl.cons
     tl.store(out + row * columns + column, (value * gelu(gate)).to(out.dtype.element_ty), inside)
 
 
-class RowTiles(NamedTuple):
-    """Numbers in a tile, those beyond a row's end included; warps; whether the next tile is loaded early."""
-
-    numbers: int = 4096
-    warps: int = 8
-    early: bool = False
-
-
-def row_tiles(columns: int) -> RowTiles:
-    # Of 512 columns a warp has a row, whose sums need no other warp.
-    return RowTiles(numbers=2048, warps=4) if columns <= 512 else RowTiles()
-
-
 def norm_rows(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    ahead: Tensor | None,
-    positions: Tensor | None,
-    tiles: RowTiles | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, behind: Tensor | None, positions: Tensor | None
 ) -> Tensor:
-    """LayerNorm of each row of x - ahead, plus the position of the row's frame.
+    """LayerNorm of each row of x + behind, plus the position of the row's frame.
 
     Args:
         x: [rows, c], frame after frame of each pixel.
-        ahead: float32 [c], what of x does not belong to it yet; None for nothing.
+        behind: float32 [c], what each row is still without; None for nothing.
         positions: [f, c]; None for none.
     """
     x = x.contiguous()
     rows, columns = x.shape
     out = torch.empty_like(x)
-    tiles = tiles or row_tiles(columns)
     width = max(16, triton.next_power_of_2(columns))
-    height = max(1, tiles.numbers // width)
+    height = max(1, NUMBERS // width)
     # Several tiles of one program share its reading of the parameters, as long as every multiprocessor has programs.
     count = max(1, min(8, triton.next_power_of_2(rows // (height * ENOUGH_PROGRAMS) + 1) // 2))
     with torch.cuda.device_of(x):
         _norm_rows[(triton.cdiv(rows, height * count),)](
-            x, weight, bias, x if ahead is None else ahead, x if positions is None else positions, out, rows, columns,
+            x, weight, bias, x if behind is None else behind, x if positions is None else positions, out, rows, columns,
             1 if positions is None else len(positions), eps,
-            AHEAD=ahead is not None, PLACED=positions is not None, TILES=count, R=height, C=width, EARLY=tiles.early,
-            num_warps=tiles.warps,
+            BEHIND=behind is not None, PLACED=positions is not None, TILES=count, R=height, C=width,
+            # Rows of 1280 numbers are one warp's too.
+            num_warps=max(1, width // (2 * NUMBERS)),
         )  # fmt: skip
     return out
 
 
-def sum_biases(biases: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The sum of all biases [c], and float32 [len - 1, c]: in row i the sum of those after the i-th.
+def sum_biases(biases: list[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """What a stream without its biases [c] is behind the one with them, and what its last layer's bias then is.
+
+    Returns:
+        float32 [len - 1, c], in row i the sum of the first i + 1 biases; float32 [c], bias + weight (sum of all).
 
     Raises:
         ValueError: fewer than two, or more than the kernel has arguments for.
     """
     if not 2 <= len(biases) <= MAX_BIASES:
         raise ValueError(f"{len(biases)} biases were given; give 2 to {MAX_BIASES}.")
-    columns = len(biases[0])
-    first = torch.empty_like(biases[0])
-    ahead = first.new_empty(len(biases) - 1, columns, dtype=torch.float32)
+    columns, weight = len(bias), weight.contiguous()
+    behind, last = (bias.new_empty(shape, dtype=torch.float32) for shape in ((len(biases) - 1, columns), (columns,)))
     padded = biases + biases[:1] * (MAX_BIASES - len(biases))
-    with torch.cuda.device_of(first):
-        _sum_biases[(triton.cdiv(columns, 128),)](*padded, first, ahead, columns, COUNT=len(biases), C=128, num_warps=4)
-    return first, ahead
+    with torch.cuda.device_of(bias):
+        _sum_biases[(triton.cdiv(columns, 8),)](
+            *padded, weight, bias, behind, last, columns, COUNT=len(biases), R=8, C=256, num_warps=4
+        )
+    return behind, last
 
 
 def gate_product(product: Tensor) -> Tensor:

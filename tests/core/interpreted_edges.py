@@ -6,7 +6,6 @@ In Triton's interpreter on the CPU, and a process of its own for the reasons tha
 import functools
 import importlib
 import json
-import sys
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from followclick_core.models import (
     frames_kernel,
-    gated_linear_kernel,
     layout_kernels,
     motion_ops,
     row_kernels,
@@ -57,7 +55,7 @@ def refused() -> dict[str, str]:
         "module, channels": lambda: fused(torch.randn(8, 64, 2, 2), 4),
         "module, no frames": lambda: fused(nine, 0),
         "norm": lambda: layout_kernels.normed_pixels(nine, channels, channels, 4, 32, 1e-6),
-        "sum": lambda: layout_kernels.add_to_frames(pixels, nine),
+        "sum": lambda: layout_kernels.add_to_frames(pixels, channels, nine),
         "linear layer and sum": lambda: frames_kernel.add_linear_to_frames(pixels, square, channels, nine),
     }
     return {name: message(call) for name, call in calls.items()}
@@ -88,8 +86,8 @@ def strides() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     }
     calls = {
         "normed_pixels": lambda x: OPERATORS.normed_pixels(x, on(x, bias), on(x, bias), 4, 32, 1e-6),
-        "add_to_frames": lambda x: OPERATORS.add_to_frames(on(x, pixels), x),
-        "add_linear": lambda x: OPERATORS.add_linear_to_frames(on(x, pixels), on(x, weight), on(x, bias), x),
+        "add_to_frames": lambda x: OPERATORS.add_to_frames(on(x, pixels), on(x, bias), x),
+        "add_projected": lambda x: OPERATORS.add_projected(on(x, pixels), on(x, weight), on(x, bias), x),
     }
 
     def on(x: Tensor, tensor: Tensor) -> Tensor:
@@ -141,7 +139,7 @@ def asked() -> dict[str, object]:
     torch.cuda.get_device_capability = lambda *_: (9, 0)
 
     def question(x: Tensor) -> Tensor:
-        fused = motion_ops.operators_work(0, torch.float32, 32) and motion_ops.is_hopper(0)
+        fused = motion_ops.operators_work(0, torch.float32, 32)
         return x + 1 if fused and temporal_attention.kernel_works(0, torch.float32, 16, True) else x - 1
 
     def answer() -> float | str:
@@ -162,10 +160,6 @@ def unregistered() -> dict[str, float | list[bool]]:
 
     torch.library.custom_op = refuse
     importlib.reload(motion_ops)
-    # Nor has such a PyTorch's Triton what descriptors are made with.
-    sys.modules["triton.tools.tensor_descriptor"] = None  # type: ignore[assignment]
-    importlib.reload(gated_linear_kernel)
-    motion_ops.gated = motion_ops.gated_linear
     transformer, x = randomised().temporal_transformer, torch.randn(4, 32, 2, 2)
     theirs = transformer(x, 4)
     error = float((transformer.forward_fused(x, 4) - theirs).norm() / (theirs - x).norm())

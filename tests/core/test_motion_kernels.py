@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,13 +15,13 @@ from followclick_core.models import kernel_checks, motion_ops, temporal_attentio
 from followclick_core.models.motion_module import MotionModule
 
 
-def run_program(name: str, interpret: str = "1") -> dict:
+def run_program(name: str, *arguments: str, interpret: str = "1") -> dict:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not made for this platform")
     path = ":".join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"}
     program = str(Path(__file__).with_name(name))
-    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, program, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -37,7 +38,8 @@ def edges():
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    for cached in (motion_ops._operators_work, temporal_attention._kernel_works, kernel_checks._warn):
+    asked = motion_ops._operators_work, motion_ops.gates_work, motion_ops.is_hopper, temporal_attention._kernel_works
+    for cached in (*asked, kernel_checks._warn):
         cached.cache_clear()
 
 
@@ -53,6 +55,12 @@ def test_a_module_of_kernels_computes_what_one_of_layers_does(errors):
 
 def test_so_it_does_with_regions_and_whatever_happens_to_its_weights(errors):
     assert max(errors["others"].values()) < 1e-5, errors["others"]
+
+
+def test_the_tiles_of_a_large_gpu_fit_its_registers_and_shared_memory(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = run_program("built_kernels.py", "modules", interpret="0")
+    assert len(found) == 19 and not any(found.values()), found
 
 
 def test_pictures_that_the_kernels_would_misread_are_refused(edges):
@@ -124,6 +132,59 @@ def test_a_module_on_a_gpu_runs_by_kernels_unless_something_forbids_it(monkeypat
         assert not motion_ops.run_fused(on_gpu(), weights, 8)
 
 
+def runs_by_descriptors(monkeypatch, capability=(9, 0), dtype=torch.bfloat16, channels=320, offset=0) -> bool:
+    """Whether a gated layer of this type and width, `offset` numbers into its memory, does on a GPU of this kind."""
+    motion_ops.is_hopper.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: capability)
+    monkeypatch.setattr(motion_ops, "gates_work", lambda *_: True)
+    ours, theirs = torch.ones(1), torch.ones(1)
+    kernel = SimpleNamespace(gated_linear=lambda *_: ours)
+    monkeypatch.setitem(sys.modules, "followclick_core.models.gated_linear_kernel", kernel)
+    monkeypatch.setattr(motion_ops, "gate_product", lambda _product: theirs)
+    x = torch.ones(2 * channels + offset, dtype=dtype)[offset:].view(2, channels).as_subclass(OnGpu)
+    return motion_ops.gated(x, torch.ones(16, channels, dtype=dtype), torch.ones(16, dtype=dtype)) is ours
+
+
+def test_gated_layers_run_by_descriptors_where_these_can_tell_where_rows_lie(monkeypatch):
+    assert runs_by_descriptors(monkeypatch)
+    assert runs_by_descriptors(monkeypatch, dtype=torch.float16)
+    assert not runs_by_descriptors(monkeypatch, capability=(8, 0))
+    assert not runs_by_descriptors(monkeypatch, dtype=torch.float32)
+    assert not runs_by_descriptors(monkeypatch, channels=36)
+    assert not runs_by_descriptors(monkeypatch, offset=1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "capability", "dtype", "in_one"),
+    [
+        (320, (9, 0), torch.bfloat16, True),
+        (640, (9, 0), torch.float16, True),
+        (1280, (9, 0), torch.bfloat16, False),
+        (320, (8, 9), torch.bfloat16, False),
+        (320, (9, 0), torch.float32, False),
+    ],
+)
+def test_the_last_layer_is_one_kernel_with_the_layout_back_where_that_is_faster(
+    monkeypatch, channels, capability, dtype, in_one
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: capability)
+    ours, theirs = torch.ones(1), torch.ones(1)
+    kernel = SimpleNamespace(add_linear_to_frames=lambda *_: ours)
+    monkeypatch.setitem(sys.modules, "followclick_core.models.frames_kernel", kernel)
+    monkeypatch.setattr(motion_ops, "add_to_frames", lambda *_: theirs)
+    x, h = torch.ones(4, channels, 1, 1, dtype=dtype).as_subclass(OnGpu), torch.ones(1, 4, channels, dtype=dtype)
+    weight, bias = torch.ones(channels, channels, dtype=dtype), torch.ones(channels, dtype=dtype)
+    assert (motion_ops.add_projected(h, weight, bias, x) is ours) is in_one
+
+
+def test_a_triton_without_descriptors_costs_the_gated_kernel_alone(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "triton.tools.tensor_descriptor", None)
+    monkeypatch.delitem(sys.modules, "followclick_core.models.gated_linear_kernel", raising=False)
+    with caplog.at_level("WARNING", "followclick"):
+        assert not motion_ops.gates_work(0, torch.bfloat16, 320)
+    assert "Gated layers of motion modules run without Triton kernels" in caplog.text
+
+
 def test_a_module_asks_for_its_feed_forward_too_which_fsdp_shards_by_itself(monkeypatch):
     module, asked = MotionModule(32, 2, None).temporal_transformer, []
     monkeypatch.setattr(motion_ops, "run_fused", lambda _x, weights, _heads: asked.extend(weights))
@@ -177,6 +238,6 @@ def test_the_comparison_is_small(monkeypatch):
     made = []
     for name in ("normed_pixels", "add_to_frames", "add_projected", "norm_rows", "gate_product", "gated"):
         monkeypatch.setattr(motion_ops, name, lambda *tensors: made.extend(tensors) or torch.zeros(()))
-    monkeypatch.setattr(motion_ops, "sum_biases", lambda biases: (biases[0], torch.stack(biases[1:])))
+    monkeypatch.setattr(motion_ops, "sum_biases", lambda biases, _weight, bias: (torch.stack(biases[1:]), bias))
     motion_ops.comparisons(torch.device("cpu"), torch.float32, 1280)
     assert max(t.nbytes for t in made if isinstance(t, torch.Tensor)) <= 8 * 2**20

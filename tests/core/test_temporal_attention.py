@@ -1,9 +1,11 @@
 """Attention over time: the kernel against PyTorch's attention, and the split above CUDA's grid limit."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -52,42 +54,14 @@ def test_the_kernel_and_its_gradients_equal_pytorchs_attention(layout, sizes):
     assert done.stdout.strip() == "equal True", done.stderr[-2000:]
 
 
-# What a GPU's program of the kernel keeps outside registers; made by the compiler alone, without a GPU.
-BUILT = """
-import json, re, subprocess, sys, tempfile
-from pathlib import Path
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from followclick_core.models import temporal_kernel
-
-def spilled(frames, width):
-    columns, rest = temporal_kernel.pieces(width)
-    constants = {"heads": 8, "head_dim": width, "F": frames, "D": columns, "REST": rest}
-    types = {"qkv": "*fp32", "out": "*fp32", "scale": "fp32", "frames": "i32"}
-    aligned = {(index,): [["tt.divisibility", 16]] for index in range(2)}
-    signature = {**types, **dict.fromkeys(constants, "constexpr")}
-    source = ASTSource(temporal_kernel._forward, signature, constants, aligned)
-    options = {"num_warps": temporal_kernel.attention_warps(torch.float32, frames, columns + rest)}
-    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    with tempfile.TemporaryDirectory() as folder:
-        ptx = Path(folder) / "kernel.ptx"
-        ptx.write_text(built.asm["ptx"])
-        assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-        told = subprocess.run([assembler, "-v", "--gpu-name=sm_90a", ptx, "-o", Path(folder) / "kernel"],
-                              capture_output=True, text=True, check=True).stderr
-    return int(re.search(r"(\\d+) bytes spill stores", told)[1])
-
-print(json.dumps([spilled(frames, width) for frames, width in ((16, 40), (16, 80), (16, 160), (32, 160))]))
-"""
-
-
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not made for this platform")
 def test_heads_of_float32_stay_in_registers(tmp_path):
-    environment = {**_environment(), "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run([sys.executable, "-c", BUILT], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "[0, 0, 0, 0]", done.stderr[-2000:] or done.stdout
+    environment = {**_environment(), "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    command = [sys.executable, str(Path(__file__).with_name("built_kernels.py")), "attention"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert len(found) == 4 and not any(found.values()), found
 
 
 def _environment() -> dict[str, str]:

@@ -214,7 +214,7 @@ def test_a_smaller_gpu_is_seen_as_such(module, monkeypatch):
         ("_join_moments", "norms"),
         ("_normalise", "norms"),
         ("_norm_rows", "norms"),
-        ("_gated_linear_stream", "linears"),
+        ("_gated_linear", "linears"),
         ("_add_linear", "linears"),
         ("_gate", "activations"),
         ("_sum_biases", "additions"),
