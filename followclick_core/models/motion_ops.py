@@ -26,7 +26,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 _unregistered: set[str] = set()
 
 
-def _operator(fake: Callable) -> Callable[[Callable], Callable]:
+def operator(fake: Callable) -> Callable[[Callable], Callable]:
     """Registers a function; `fake` gives a result's shape, layout and type without computing it.
 
     A PyTorch that cannot register it can still call it, so nothing but compiled modules goes without.
@@ -54,7 +54,7 @@ def _pixels_of(x: Tensor, _weight: Tensor, _bias: Tensor, num_frames: int, _grou
     return x.new_empty(len(x) // num_frames * x.shape[2] * x.shape[3], num_frames, x.shape[1])
 
 
-@_operator(_pixels_of)
+@operator(_pixels_of)
 def normed_pixels(x: Tensor, weight: Tensor, bias: Tensor, num_frames: int, groups: int, eps: float) -> Tensor:
     """GroupNorm of each frame, laid out by pixels: (b f) c h w -> (b h w) f c."""
     from . import layout_kernels
@@ -68,7 +68,7 @@ def _frames_like(*arguments: Tensor) -> Tensor:
     return torch.empty_like(plain(arguments[-1]))
 
 
-@_operator(_frames_like)
+@operator(_frames_like)
 def add_to_frames(h: Tensor, x: Tensor) -> Tensor:
     """x + h laid out as frames again: (b h w) f c -> (b f) c h w, in memory as x is if that is one of two layouts."""
     from . import layout_kernels
@@ -76,7 +76,7 @@ def add_to_frames(h: Tensor, x: Tensor) -> Tensor:
     return layout_kernels.add_to_frames(h, x)
 
 
-@_operator(_frames_like)
+@operator(_frames_like)
 def add_linear_to_frames(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     """x + (h weight^T + bias), as `add_to_frames` lays it out."""
     from . import frames_kernel
@@ -84,7 +84,7 @@ def add_linear_to_frames(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> 
     return frames_kernel.add_linear_to_frames(h, weight, bias, x)
 
 
-@_operator(lambda x, *_: torch.empty_like(x.contiguous()))
+@operator(lambda x, *_: torch.empty_like(x.contiguous()))
 def norm_rows(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, ahead: Tensor | None, positions: Tensor | None
 ) -> Tensor:
@@ -99,7 +99,7 @@ def _sums_of(biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.empty_like(like), like.new_empty(len(biases) - 1, len(like), dtype=torch.float32)
 
 
-@_operator(_sums_of)
+@operator(_sums_of)
 def sum_biases(biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The sum of all biases [c], and float32 [len - 1, c]: in row i the sum of those after the i-th."""
     from . import row_kernels
@@ -107,7 +107,7 @@ def sum_biases(biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return row_kernels.sum_biases(list(biases))
 
 
-@_operator(lambda product: product.new_empty(len(product), product.shape[1] // 2))
+@operator(lambda product: product.new_empty(len(product), product.shape[1] // 2))
 def gate_product(product: Tensor) -> Tensor:
     """value * gelu(gate) of rows [value, gate]: [n, 2 c] -> [n, c]."""
     from . import row_kernels
@@ -115,7 +115,7 @@ def gate_product(product: Tensor) -> Tensor:
     return row_kernels.gate_product(product)
 
 
-@_operator(lambda x, weight, _bias: x.new_empty(len(x), len(weight) // 2))
+@operator(lambda x, weight, _bias: x.new_empty(len(x), len(weight) // 2))
 def gated_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """value * gelu(gate) of [value, gate] = x weight^T + bias: [n, c], [2 d, c], [2 d] -> [n, d]."""
     from . import gated_linear_kernel
