@@ -17,11 +17,13 @@ from comfy.samplers import CFGGuider
 from torch import Tensor, nn
 
 from ..followclick_core.acceleration.compiled import BlockKind, CompileParams, compiled_blocks
+from ..followclick_core.acceleration.early_release import early_release
 from ..followclick_core.acceleration.memory_format import channels_last
 from ..followclick_core.acceleration.recorded import RecordedCalls, record_cuda_graph
 from ..followclick_core.acceleration.text_keys import TextKeys
 from ..followclick_core.models.motion_module import MotionModule, RegionKeyValue
 from .host_conds import REGION_SHARES
+from .host_feed_forward import fused_feed_forwards
 from .host_motion import KEY as MOTION
 
 logger = logging.getLogger("followclick")
@@ -48,6 +50,7 @@ class Acceleration:
     cuda_graphs: bool = False
     text_keys: bool = False
     guidance: tuple[float, float] | None = None
+    fused_feed_forward: bool = False
 
     def __post_init__(self) -> None:
         start, end = self.guidance or (0.0, 1.0)
@@ -68,7 +71,7 @@ def accelerate(model: ModelPatcher, how: Acceleration) -> ModelPatcher:
     patched = model.clone()
     for kind in (WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE):
         patched.remove_wrappers_with_key(kind, KEY)
-    if how.compiled or how.channels_last or how.cuda_graphs or how.text_keys:
+    if how.compiled or how.channels_last or how.cuda_graphs or how.text_keys or how.fused_feed_forward:
         patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _sampling(how))
     if how.guidance is not None:
         patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _guidance_within(*how.guidance))
@@ -113,11 +116,14 @@ def _sampling(how: Acceleration) -> Callable:
         models = [guider.model_patcher, *guider.model_patcher.get_additional_models_with_key(MOTION)]
         offloaded = any(each.model.model_lowvram for each in models)
         if offloaded and (how.compiled or how.channels_last or how.cuda_graphs):
-            logger.info("The MODEL does not fit into the GPU's memory whole: only its text keys are kept, if at all.")
+            logger.info("The MODEL does not fit into the GPU's memory whole: it is not compiled, laid out or recorded.")
         unet = guider.model_patcher.model.diffusion_model
         with ExitStack() as stack:
             if how.channels_last and not offloaded:
                 stack.enter_context(channels_last(unet))
+            if how.fused_feed_forward:
+                stack.enter_context(fused_feed_forwards(unet))
+                stack.enter_context(early_release(unet))
             # Each block of blended regions has hooks of its own.
             if how.compiled is not None and not offloaded and not _has(guider, REGION_SHARES):
                 blocks = [block for each in models for block in _blocks(each.model)]

@@ -37,8 +37,9 @@ MotionText = KeyValue | RegionKeyValue
 
 # Above this many bytes the hidden state of the feed-forward (8 times as wide as its input) is made in pieces.
 MAX_FEED_FORWARD_BYTES = 256 * 2**20
-# Above this many bytes the packed queries, keys and values of the frames are made in pieces, without gradients.
-MAX_PACKED_BYTES = 256 * 2**20
+# Above this many bytes the packed queries, keys and values of the frames are made in pieces, without gradients. The
+# 240 MiB of 16 guided frames at 512 pixels would be a step's peak once the UNet's transformers take less.
+MAX_PACKED_BYTES = 160 * 2**20
 
 
 class TemporalAttention(nn.Module):

@@ -24,7 +24,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 _unregistered: set[str] = set()
 
 
-def _operator(fake: Callable) -> Callable[[Callable], Callable]:
+def operator(fake: Callable) -> Callable[[Callable], Callable]:
     """Registers a function; `fake` gives a result's shape, layout and type without computing it.
 
     A PyTorch that cannot register it can still call it, so nothing but compiled modules goes without.
@@ -52,7 +52,7 @@ def _pixels_of(x: Tensor, _weight: Tensor, _bias: Tensor, num_frames: int, _grou
     return x.new_empty(len(x) // num_frames * x.shape[2] * x.shape[3], num_frames, x.shape[1])
 
 
-@_operator(_pixels_of)
+@operator(_pixels_of)
 def normed_pixels(x: Tensor, weight: Tensor, bias: Tensor, num_frames: int, groups: int, eps: float) -> Tensor:
     """GroupNorm of each frame, laid out by pixels: (b f) c h w -> (b h w) f c."""
     from . import layout_kernels
@@ -66,7 +66,7 @@ def _frames_like(*arguments: Tensor) -> Tensor:
     return torch.empty_like(plain(arguments[-1]))
 
 
-@_operator(_frames_like)
+@operator(_frames_like)
 def add_to_frames(h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     """x + (h + bias) as frames again: (b h w) f c -> (b f) c h w, in memory as x is if that is one of two layouts."""
     from . import layout_kernels
@@ -74,7 +74,7 @@ def add_to_frames(h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     return layout_kernels.add_to_frames(h, bias, x)
 
 
-@_operator(lambda x, *_: torch.empty_like(x.contiguous()))
+@operator(lambda x, *_: torch.empty_like(x.contiguous()))
 def norm_rows(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, behind: Tensor | None, positions: Tensor | None
 ) -> Tensor:
@@ -89,7 +89,7 @@ def _sums_of(biases: Sequence[Tensor], _weight: Tensor, bias: Tensor) -> tuple[T
     return wide.new_empty(len(biases) - 1, len(bias)), torch.empty_like(wide)
 
 
-@_operator(_sums_of)
+@operator(_sums_of)
 def sum_biases(biases: Sequence[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [len - 1, c], in row i the sum of the first i + 1 biases; float32 [c], bias + weight (sum of all)."""
     from . import row_kernels
@@ -97,7 +97,7 @@ def sum_biases(biases: Sequence[Tensor], weight: Tensor, bias: Tensor) -> tuple[
     return row_kernels.sum_biases(list(biases), weight, bias)
 
 
-@_operator(lambda q, *_: torch.empty_like(q.contiguous()))
+@operator(lambda q, *_: torch.empty_like(q.contiguous()))
 def attend_text(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of n pixels' f frames to their clip's text: [n, f, c], twice [clips, heads, tokens, d] -> [n, f, c]."""
     from . import text_kernel
@@ -105,7 +105,7 @@ def attend_text(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return text_kernel.attend_text(q, k, v)
 
 
-@_operator(lambda product: product.new_empty(len(product), product.shape[1] // 2))
+@operator(lambda product: product.new_empty(len(product), product.shape[1] // 2))
 def gate_product(product: Tensor) -> Tensor:
     """value * gelu(gate) of rows [value, gate]: [n, 2 c] -> [n, c]."""
     from . import row_kernels
@@ -113,7 +113,7 @@ def gate_product(product: Tensor) -> Tensor:
     return row_kernels.gate_product(product)
 
 
-@_operator(lambda x, weight, _bias: x.new_empty(len(x), len(weight) // 2))
+@operator(lambda x, weight, _bias: x.new_empty(len(x), len(weight) // 2))
 def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """value * gelu(gate) of [value, gate] = x weight^T + bias: [n, c], [2 d, c], [2 d] -> [n, d]."""
     if _describable(x, weight) and is_hopper(x.device.index) and gates_work(x.device.index, x.dtype, x.shape[1]):
@@ -123,7 +123,7 @@ def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return gate_product(F.linear(x, weight, bias))
 
 
-@_operator(_frames_like)
+@operator(_frames_like)
 def add_projected(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     """x + (h weight^T + bias), as `add_to_frames` lays it out."""
     narrow = len(weight) <= MAX_ADDED_WIDTH and x.dtype != torch.float32

@@ -112,6 +112,12 @@ def tiny_clip(file: str, length: int = FRAMES) -> Clip:
     return clip_on(graph, model, of(demo, 1), of(demo, 2), motion_model, length)
 
 
+def every_switch(**on) -> dict:
+    """The inputs of Accelerate Sampling (exact), of which a graph names each."""
+    off = {"compile_blocks": "off", "any_size": True, "channels_last": False, "cuda_graphs": False, "text_keys": False}
+    return {**off, "guidance_start": 0.0, "guidance_end": 1.0, "fused_feed_forward": False, **on}
+
+
 def plain_picture(graph: Graph | None = None) -> Clip:
     """Text to image on the demo MODEL, without any node of this pack after the loader."""
     graph = graph or Graph()

@@ -322,23 +322,17 @@ def test_an_accelerated_model_makes_the_same_clip_under_lora_and_controlnet(run_
     graph = clip.graph
     lora = graph.add("LoraLoaderModelOnly", model=clip.model, lora_name="lora.safetensors", strength_model=0.8)
     inputs = with_pose(clip, kit, 1)
-    options = {"channels_last": True, "text_keys": True, "cuda_graphs": True}
-    exact = graph.add("FollowClick_AccelerateExactly", model=lora, **every_switch(**options))
+    options = {"channels_last": True, "text_keys": True, "cuda_graphs": True, "fused_feed_forward": True}
+    exact = graph.add("FollowClick_AccelerateExactly", model=lora, **kit.every_switch(**options))
     found, expected = run_clip(graph, clip.saved(model=exact, **inputs), clip.saved(model=lora, **inputs))
     check_close(found, expected, 1e-3)
-
-
-def every_switch(**on) -> dict:
-    """The inputs of Accelerate Sampling (exact), of which a graph names each."""
-    off = {"compile_blocks": "off", "any_size": True, "channels_last": False, "cuda_graphs": False, "text_keys": False}
-    return {**off, "guidance_start": 0.0, "guidance_end": 1.0, **on}
 
 
 def test_compiled_blocks_make_the_same_clip(run_clip, kit, plain_clip):
     if not (shutil.which("g++") and os.environ.get("FOLLOWCLICK_TEST_INDUCTOR")):
         pytest.skip("INDUCTOR WAS NOT TESTED: it takes g++ and minutes; set FOLLOWCLICK_TEST_INDUCTOR=1")
     clip = kit.demo_clip()
-    switches = every_switch(compile_blocks="default", text_keys=True)
+    switches = kit.every_switch(compile_blocks="default", text_keys=True)
     compiled = clip.graph.add("FollowClick_AccelerateExactly", model=clip.model, **switches)
     found, after = run_clip(clip.graph, clip.saved(model=compiled), clip.saved())
     check_close(found, plain_clip, 1e-2)

@@ -28,6 +28,22 @@ def test_a_clip_is_the_same_while_every_layer_fetches_its_own_weights(rig, kit):
     assert kit.ask(rig, "/testing/hooks") == []
 
 
+def test_feed_forwards_in_pieces_fetch_their_weights_as_layers_do(rig, kit):
+    clip = kit.demo_clip()
+    lora = {"lora_name": "lora.safetensors", "strength_model": 0.8}
+    model = clip.graph.add("LoraLoaderModelOnly", model=clip.model, **lora)
+    in_pieces = clip.graph.add(
+        "FollowClick_AccelerateExactly", model=model, **kit.every_switch(fused_feed_forward=True)
+    )
+    streamed = clip.graph.add("Testing_NoVideoMemory", model=in_pieces)
+    nodes = [clip.saved(model=model), clip.saved(model=streamed)]
+    kit.ask(rig, "/testing/calls")
+    run = rig.run(clip.graph.nodes)
+    assert kit.ask(rig, "/testing/calls")[-1]["streamed"]
+    expected, found = (kit.latents(rig, run, node) for node in nodes)
+    assert np.abs(expected - found).max() < 1e-3 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("option", ["--lowvram", "--novram"])
 def test_a_server_with_little_video_memory_makes_the_same_clip(start_server, rig, kit, option):
     if not os.environ.get("FOLLOWCLICK_TEST_CUDA"):
