@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch_sizes import cdiv
 from .row_kernels import gelu
 
 
@@ -119,7 +120,7 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor, tiles: Tiles | None = 
     columns = len(weight) // 2
     tiles = tiles or (WIDE_TILES if x.dtype == torch.float32 else NARROW_TILES if depth <= NARROW else TILES)
     out = x.new_empty(rows, columns)
-    count = triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns)
+    count = cdiv(rows, tiles.rows) * cdiv(columns, tiles.columns)
     sizes = {"M": tiles.rows, "N": tiles.columns, "K": tiles.depth, "GROUP": tiles.group}
     options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
     with torch.cuda.device_of(x):
@@ -142,7 +143,7 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor, tiles: Tiles | None = 
             rows,
             columns,
             depth,
-            triton.cdiv(count, programs),
+            cdiv(count, programs),
             FLAT=tiles.resident == 1,
             **sizes,
             **options,

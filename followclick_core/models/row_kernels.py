@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch_sizes import cdiv, next_power_of_2
+
 MAX_BIASES = 5
 # Of the largest GPUs: eight on each of some 130 multiprocessors.
 ENOUGH_PROGRAMS = 1024
@@ -144,12 +146,12 @@ def norm_rows(
     rows, columns = x.shape
     out = torch.empty_like(x)
     tiles = tiles or row_tiles(columns)
-    width = max(16, triton.next_power_of_2(columns))
+    width = max(16, next_power_of_2(columns))
     height = max(1, tiles.numbers // width)
     # Several tiles of one program share its reading of the parameters, as long as every multiprocessor has programs.
-    count = max(1, min(8, triton.next_power_of_2(rows // (height * ENOUGH_PROGRAMS) + 1) // 2))
+    count = max(1, min(8, next_power_of_2(rows // (height * ENOUGH_PROGRAMS) + 1) // 2))
     with torch.cuda.device_of(x):
-        _norm_rows[(triton.cdiv(rows, height * count),)](
+        _norm_rows[(cdiv(rows, height * count),)](
             x, weight, bias, x if ahead is None else ahead, x if positions is None else positions, out, rows, columns,
             1 if positions is None else len(positions), eps,
             AHEAD=ahead is not None, PLACED=positions is not None, TILES=count, R=height, C=width, EARLY=tiles.early,
@@ -171,7 +173,7 @@ def sum_biases(biases: list[Tensor]) -> tuple[Tensor, Tensor]:
     ahead = first.new_empty(len(biases) - 1, columns, dtype=torch.float32)
     padded = biases + biases[:1] * (MAX_BIASES - len(biases))
     with torch.cuda.device_of(first):
-        _sum_biases[(triton.cdiv(columns, 128),)](*padded, first, ahead, columns, COUNT=len(biases), C=128, num_warps=4)
+        _sum_biases[(cdiv(columns, 128),)](*padded, first, ahead, columns, COUNT=len(biases), C=128, num_warps=4)
     return first, ahead
 
 
@@ -181,6 +183,6 @@ def gate_product(product: Tensor) -> Tensor:
     rows, columns = len(product), product.shape[1] // 2
     out = product.new_empty(rows, columns)
     with torch.cuda.device_of(product):
-        grid = (triton.cdiv(rows, 8) * triton.cdiv(columns, 256),)
+        grid = (cdiv(rows, 8) * cdiv(columns, 256),)
         _gate[grid](product, out, rows, columns, R=8, C=256, num_warps=4)
     return out
