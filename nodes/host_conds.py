@@ -44,6 +44,26 @@ class CurveCond(CONDRegular):
         return CONDRegular(self.over(batch_size))
 
 
+def on_device(conds: dict[str, list[dict]], device: torch.device) -> dict[str, list[dict]]:
+    """A guider's entries with the tensors of their `model_conds` on a device.
+
+    The host leaves them in main memory, where it repeats them for each frame, joins and rounds them before every UNet
+    call; and to copy the result it waits for all that the GPU has to do.
+    """
+    return {
+        name: [
+            {**entry, "model_conds": {key: _moved(cond, device) for key, cond in entry["model_conds"].items()}}
+            for entry in entries
+        ]
+        for name, entries in conds.items()
+    }
+
+
+def _moved(cond: CONDRegular, device: torch.device) -> CONDRegular:
+    tensor = getattr(cond, "cond", None)  # a list, a number or something of another pack's stays as it is
+    return cond._copy_with(tensor.to(device)) if isinstance(tensor, Tensor) else cond
+
+
 def uncompiled_blends(conds: dict[str, list[dict]]) -> AbstractContextManager:
     """Inside it, torch.compile counts for nothing if there is an entry of several regions.
 

@@ -17,6 +17,7 @@ import torch
 from comfy.conds import CONDCrossAttn, CONDNoiseShape, CONDRegular
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
 from comfy.sd import VAE
 from einops import rearrange
 from torch import Tensor
@@ -37,6 +38,7 @@ from .host_conds import (
     REGION_SHARES,
     CurveCond,
     FirstFrameCond,
+    on_device,
     uncompiled_blends,
 )
 from .host_families import apply_family, clip_latent, in_dtype, spoken, with_start
@@ -278,6 +280,9 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
             guider.model_options,
             is_model_options=True,
         )
+        comfy.patcher_extension.add_wrapper_with_key(
+            WrappersMP.SAMPLER_SAMPLE, KEY, _sample_on_device, guider.model_options, is_model_options=True
+        )
         if family.mean_free_noise:
             clip = rearrange(noise, "f c h w -> 1 c f h w")
             at_once = frames_at_once(guider.model_options) or motion_model.params.trained_frames
@@ -290,6 +295,16 @@ def _sampling_with(motion: HostedMotionModel) -> Callable:
             attachment.detach()
 
     return outer_sample
+
+
+def _sample_on_device(executor: Callable, guider: CFGGuider, *args: object, **kwargs: object) -> Tensor:
+    """A SAMPLER_SAMPLE wrapper: what the steps read besides latents and weights is where they are computed."""
+    device = guider.model_patcher.load_device
+    guider.conds = on_device(guider.conds, device)
+    # The host moves a MODEL's own noise levels together with its weights, so not if another MODEL has loaded these.
+    # Every step would look its timestep up on the CPU, and wait for the GPU twice.
+    guider.inner_model.model_sampling.to(device)
+    return executor(guider, *args, **kwargs)
 
 
 def _unet_call_with(attachment: Attachment, width_ratio: float, fps: float | None) -> Callable:

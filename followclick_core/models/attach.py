@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..shapes import PerSample, Tokens, Video
+from ..shapes import Frames, PerSample, Tokens, Video
 from .motion_model import MotionModel
 from .motion_module import KeyValue, MotionModule, MotionText, RegionKeyValue
 from .region_hooks import RegionBlend, RegionHooks
@@ -44,6 +44,8 @@ class MotionConditioning:
     fps: float | None = None
     # Projected once and kept for all steps; `dataclasses.replace` hands it on, so other frames share it.
     _key_values: dict[int, KeyValue | None] = field(default_factory=dict, repr=False)
+    # Kept for all steps as well, but of these very frames.
+    _channels: dict[int, Frames] = field(default_factory=dict, init=False, repr=False)
 
     def text_for(self, module: MotionModule, features: Tensor) -> MotionText | None:
         """This module's keys and values of the motion text, and with several regions their shares of `features`."""
@@ -55,6 +57,28 @@ class MotionConditioning:
         if key_value is None:
             return None
         return RegionKeyValue(*key_value, self.regions.shares_at((features.shape[-2], features.shape[-1]), features))
+
+    def channels_for(self, motion_model: MotionModel, device: torch.device) -> Frames | None:
+        """What the model's own first convolution sees, in the number format of its weights; None without a first frame.
+
+        PIA's depend on the magnitude's numbers, and to look at these is to wait for the GPU.
+        """
+        if self.first_frame is None:
+            return None
+        if torch.is_grad_enabled():  # what was kept without gradients could not be trained on
+            return self._laid_out(motion_model, device)
+        if id(motion_model) not in self._channels:
+            self._channels[id(motion_model)] = self._laid_out(motion_model, device)
+        return self._channels[id(motion_model)]
+
+    def _laid_out(self, motion_model: MotionModel, device: torch.device) -> Frames:
+        regions, dtype = self.regions, motion_model.first_frame_conv.weight.dtype  # type: ignore[union-attr]
+        if regions is None or regions.magnitudes is None:
+            how = (self.magnitude,)
+        else:
+            how = (regions.magnitudes, regions.shares)
+        channels = motion_model.family.channels(self.first_frame, *how)  # type: ignore[arg-type]
+        return rearrange(channels, "b c f h w -> (b f) c h w").to(device, dtype)  # type: ignore[arg-type]
 
     def _projected(self, module: MotionModule, context: Tokens) -> KeyValue | None:
         # The host leaves parameters as trainable as they were made, but samples without gradients.
@@ -127,23 +151,16 @@ class Attachment:
 
     def hook_first_frame(self, layer: nn.Module) -> None:
         def add(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-            if self._conditioning is None or self._conditioning.first_frame is None:
+            conditioning = self._conditioning
+            channels = None if conditioning is None else conditioning.channels_for(self.motion_model, output.device)
+            if channels is None:
                 return output
-            family, conditioning = self.motion_model.family, self._conditioning
-            regions = conditioning.regions
-            if regions is None or regions.magnitudes is None:
-                how = (conditioning.magnitude,)
-            else:
-                how = (regions.magnitudes, regions.shares)
-            channels = family.channels(conditioning.first_frame, *how)  # type: ignore[arg-type]
-            channels = rearrange(channels, "b c f h w -> (b f) c h w")
             if channels.shape[-2:] != output.shape[-2:] or len(channels) != len(output):
                 raise ValueError(
                     f"The first-frame condition is for {len(channels)} frames of {tuple(channels.shape[-2:])} latents, "
                     f"but {len(output)} frames of {tuple(output.shape[-2:])} are sampled; make both equal."
                 )
-            conv = self.motion_model.first_frame_conv
-            return output + conv(channels.to(output.device, conv.weight.dtype)).to(output.dtype)  # type: ignore[arg-type]
+            return output + self.motion_model.first_frame_conv(channels).to(output.dtype)  # type: ignore[misc]
 
         self._handles.append(layer.register_forward_hook(add))
 

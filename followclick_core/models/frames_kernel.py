@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch_sizes import cdiv
 from .layout_kernels import check_frames, is_channels_last, plain
 
 
@@ -77,7 +78,7 @@ def add_linear_to_frames(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, til
     (pictures, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
     (frames, depth), out = h.shape[1:], torch.empty_like(x)
     tiles = tiles or (Tiles() if channels % WIDE_TILES.channels else WIDE_TILES)
-    grid = (pictures * triton.cdiv(pixels, tiles.pixels) * triton.cdiv(channels, tiles.channels),)
+    grid = (pictures * cdiv(pixels, tiles.pixels) * cdiv(channels, tiles.channels),)
     with torch.cuda.device_of(x):
         _add_linear[grid](
             h, weight, bias, x, out, frames, pixels, channels, depth, LAST=is_channels_last(x), P=tiles.pixels,

@@ -19,6 +19,7 @@ from torch import Tensor
 # Older Tritons do not have it; `motion_ops.gates_work` says so and goes without this kernel.
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .launch_sizes import cdiv
 from .row_kernels import gelu
 
 
@@ -75,7 +76,7 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor, tiles: Tiles | None = 
     rows, depth = x.shape
     columns, tiles = len(weight) // 2, tiles or Tiles()
     out = x.new_empty(rows, columns)
-    count = triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns)
+    count = cdiv(rows, tiles.rows) * cdiv(columns, tiles.columns)
     # A multiprocessor has room for one program, which takes one tile after the other.
     programs = min(count, multiprocessors(x.device))
     with torch.cuda.device_of(x):
@@ -84,7 +85,7 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor, tiles: Tiles | None = 
             TensorDescriptor.from_tensor(weight.view(2, columns, depth), [2, tiles.columns, tiles.depth]),
             bias,
             TensorDescriptor.from_tensor(out, [tiles.rows, tiles.columns]),
-            rows, columns, depth, triton.cdiv(count, programs), M=tiles.rows, N=tiles.columns, K=tiles.depth,
+            rows, columns, depth, cdiv(count, programs), M=tiles.rows, N=tiles.columns, K=tiles.depth,
             GROUP=tiles.group, num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return out

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch_sizes import cdiv, next_power_of_2
+
 PIXELS, CHANNELS = 64, 64  # of one tile
 # Numbers, pixels: with so few a program has 16 in each thread, and all programs of a call run at once.
 STATISTICS_BLOCK, STATISTICS_PIXELS = 2048, 32
@@ -178,16 +180,16 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor
     width = channels // groups
     if not is_channels_last(x):
         size = width * pixels
-        block = min(STATISTICS_BLOCK, triton.next_power_of_2(size))
+        block = min(STATISTICS_BLOCK, next_power_of_2(size))
         _plane_statistics[(pictures * groups,)](x, mean, rstd, size, eps, BLOCK=block, num_warps=4)
         return mean, rstd
-    wanted = ENOUGH_PROGRAMS // (pictures * triton.cdiv(channels, CHANNELS))
-    part = triton.cdiv(pixels, max(1, min(MAX_PARTS, wanted, pixels // STATISTICS_PIXELS)))
-    parts = triton.cdiv(pixels, part)
+    wanted = ENOUGH_PROGRAMS // (pictures * cdiv(channels, CHANNELS))
+    part = cdiv(pixels, max(1, min(MAX_PARTS, wanted, pixels // STATISTICS_PIXELS)))
+    parts = cdiv(pixels, part)
     moments = x.new_empty(pictures, parts, 2, channels, dtype=torch.float32)
-    grid = (triton.cdiv(channels, CHANNELS), parts, pictures)
+    grid = (cdiv(channels, CHANNELS), parts, pictures)
     _channel_moments[grid](x, moments, pixels, channels, part, P=STATISTICS_PIXELS, C=CHANNELS, num_warps=4)
-    sizes = {"S": triton.next_power_of_2(parts), "W": triton.next_power_of_2(width)}
+    sizes = {"S": next_power_of_2(parts), "W": next_power_of_2(width)}
     _join_moments[(groups, pictures)](
         moments, mean, rstd, parts, part, pixels, channels, width, eps, **sizes, num_warps=1
     )
@@ -202,7 +204,7 @@ def normed_pixels(x: Tensor, weight: Tensor, bias: Tensor, num_frames: int, grou
     with torch.cuda.device_of(x):  # Triton launches on the current device, wherever the tensors are
         mean, rstd = group_statistics(x, groups, eps)
         out = x.new_empty(pictures // num_frames * pixels, num_frames, channels)
-        grid = (triton.cdiv(channels, CHANNELS) * triton.cdiv(pixels, PIXELS) * pictures,)
+        grid = (cdiv(channels, CHANNELS) * cdiv(pixels, PIXELS) * pictures,)
         _normalise[grid](
             x, weight, bias, mean, rstd, out, num_frames, pixels, channels, channels // groups, groups,
             LAST=is_channels_last(x), P=PIXELS, C=CHANNELS, num_warps=4,
@@ -216,7 +218,7 @@ def add_to_frames(h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     h, x = h.contiguous(), plain(x)
     (pictures, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
     out = torch.empty_like(x)
-    grid = (triton.cdiv(channels, CHANNELS) * triton.cdiv(pixels, PIXELS) * pictures,)
+    grid = (cdiv(channels, CHANNELS) * cdiv(pixels, PIXELS) * pictures,)
     with torch.cuda.device_of(x):
         _add_back[grid](
             h, bias, x, out, h.shape[1], pixels, channels, LAST=is_channels_last(x), P=PIXELS, C=CHANNELS, num_warps=4

@@ -122,7 +122,7 @@ class TemporalTransformerBlock(nn.Module):
 
     def branches(self, text: MotionText | None) -> list[TemporalAttention]:
         """The attentions that run: the motion-augmented one only with a text."""
-        return list(self.attention_blocks[: 2 if text is None else 3])  # type: ignore[arg-type]
+        return list(self.attention_blocks)[: 2 if text is None else 3]  # type: ignore[return-value]
 
     def add_in_place(
         self, stream: Rows, behind: Float[Tensor, "branches c"], positions: Tensor, text: MotionText | None

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch_sizes import cdiv, next_power_of_2
+
 MAX_BIASES = 5
 # In a LayerNorm's tile, those beyond a row's end included: so few that one warp has them, and no sum is between warps.
 NUMBERS = 1024
@@ -134,12 +136,12 @@ def norm_rows(
     x = x.contiguous()
     rows, columns = x.shape
     out = torch.empty_like(x)
-    width = max(16, triton.next_power_of_2(columns))
+    width = max(16, next_power_of_2(columns))
     height = max(1, NUMBERS // width)
     # Several tiles of one program share its reading of the parameters, as long as every multiprocessor has programs.
-    count = max(1, min(8, triton.next_power_of_2(rows // (height * ENOUGH_PROGRAMS) + 1) // 2))
+    count = max(1, min(8, next_power_of_2(rows // (height * ENOUGH_PROGRAMS) + 1) // 2))
     with torch.cuda.device_of(x):
-        _norm_rows[(triton.cdiv(rows, height * count),)](
+        _norm_rows[(cdiv(rows, height * count),)](
             x, weight, bias, x if behind is None else behind, x if positions is None else positions, out, rows, columns,
             1 if positions is None else len(positions), eps,
             BEHIND=behind is not None, PLACED=positions is not None, TILES=count, R=height, C=width,
@@ -164,7 +166,7 @@ def sum_biases(biases: list[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tens
     behind, last = (bias.new_empty(shape, dtype=torch.float32) for shape in ((len(biases) - 1, columns), (columns,)))
     padded = biases + biases[:1] * (MAX_BIASES - len(biases))
     with torch.cuda.device_of(bias):
-        _sum_biases[(triton.cdiv(columns, 8),)](
+        _sum_biases[(cdiv(columns, 8),)](
             *padded, weight, bias, behind, last, columns, COUNT=len(biases), R=8, C=256, num_warps=4
         )
     return behind, last
@@ -176,6 +178,6 @@ def gate_product(product: Tensor) -> Tensor:
     rows, columns = len(product), product.shape[1] // 2
     out = product.new_empty(rows, columns)
     with torch.cuda.device_of(product):
-        grid = (triton.cdiv(rows, 8) * triton.cdiv(columns, 256),)
+        grid = (cdiv(rows, 8) * cdiv(columns, 256),)
         _gate[grid](product, out, rows, columns, R=8, C=256, num_warps=4)
     return out

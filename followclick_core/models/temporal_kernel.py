@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch_sizes import next_power_of_2
+
 
 @triton.jit
 def _piece(pointer, row_stride, frames, first, head_dim, F: tl.constexpr, D: tl.constexpr):
@@ -121,7 +123,7 @@ def attend(qkv: Tensor, num_heads: int) -> Tensor:
     qkv = qkv.contiguous()
     frames, packed = qkv.shape[1:]
     out = qkv.new_empty(len(qkv), frames, packed // 3)
-    rows = max(16, triton.next_power_of_2(frames))
+    rows = max(16, next_power_of_2(frames))
     columns, rest = pieces(packed // (3 * num_heads))
     warps = attention_warps(qkv.dtype, rows, columns + rest)
     _launch(_forward, (qkv, out), num_heads, F=rows, D=columns, REST=rest, num_warps=warps)
@@ -132,8 +134,8 @@ def attend_backward(qkv: Tensor, grad: Tensor, num_heads: int) -> Tensor:
     """The gradient of `attend`: [n, f, 3 c] and [n, f, c] -> [n, f, 3 c]."""
     qkv, grad = qkv.contiguous(), grad.contiguous()
     grad_qkv = torch.empty_like(qkv)
-    rows = max(16, triton.next_power_of_2(qkv.shape[1]))
-    columns = max(16, triton.next_power_of_2(qkv.shape[2] // (3 * num_heads)))
+    rows = max(16, next_power_of_2(qkv.shape[1]))
+    columns = max(16, next_power_of_2(qkv.shape[2] // (3 * num_heads)))
     warps = 1 if rows * columns <= 1024 else 4
     _launch(_backward, (qkv, grad, grad_qkv), num_heads, F=rows, D=columns, num_warps=warps)
     return grad_qkv

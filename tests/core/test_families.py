@@ -1,5 +1,7 @@
 """What sets the families apart, each where it counts: normalisation, positions, first frame, magnitude, schedule."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -164,6 +166,19 @@ def test_pias_affinity_lies_between_its_curves_and_takes_a_magnitude_per_frame_o
     torch.testing.assert_close(blended, torch.tensor([SMALL[2] / 4 + LARGE[2] * 3 / 4, SMALL[2]]))
     moderate = regional_affinity(everywhere, None)[0, 0, :, 0, 0]
     torch.testing.assert_close(moderate, torch.tensor([1.0, *MEDIUM[1:3]]))
+
+
+def test_pias_affinities_are_made_once_for_all_steps_and_anew_for_other_frames(unet, models, monkeypatch):
+    """The magnitude's numbers are looked at for them, which on a GPU means to wait for it."""
+    looked, tolist = [], torch.Tensor.tolist
+    conditioning = MotionConditioning(FRAMES, magnitude=torch.tensor([16.0]), first_frame=noise(1, 5, FRAMES, 8, 8))
+    other = replace(conditioning, magnitude=torch.tensor([0.0]))
+    with torch.no_grad():
+        first = call(unet, models["pia"], conditioning)
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: looked.append(1) or tolist(tensor))
+        assert torch.equal(call(unet, models["pia"], conditioning), first) and not looked
+        assert not torch.allclose(call(unet, models["pia"], other), first) and len(looked) == 1
+    assert torch.equal(call(unet, models["pia"], conditioning), first) and len(looked) == 2  # what may be trained
 
 
 def test_magnitude_and_fps_reach_only_the_families_that_have_an_input_for_them(unet, models):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from followclick_core.models import kernel_checks, motion_ops, temporal_attention
+from followclick_core.models.launch_sizes import cdiv, next_power_of_2
 from followclick_core.models.motion_module import MotionModule
 
 
@@ -41,6 +42,13 @@ def nothing_remembered():
     asked = motion_ops._operators_work, motion_ops.gates_work, motion_ops.is_hopper, temporal_attention._kernel_works
     for cached in (*asked, kernel_checks._warn):
         cached.cache_clear()
+
+
+def test_launches_have_the_sizes_that_triton_gives_them():
+    triton = pytest.importorskip("triton")
+    for number in range(1, 300):
+        assert next_power_of_2(number) == triton.next_power_of_2(number)
+        assert all(cdiv(number, size) == triton.cdiv(number, size) for size in (1, 3, 64))
 
 
 def test_every_operator_computes_what_pytorch_does(errors):
