@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch_sizes import cdiv
 from .temporal_kernel import pieces
 
 ROWS, WARPS, STAGES = 64, 4, 2  # of a tile of queries; and how many of them are under way
@@ -99,12 +100,12 @@ def attend_text(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k, v = (t.transpose(1, 2).contiguous() for t in (k, v))
     out = torch.empty_like(q)
     rows = q.numel() // (clips * heads * head_dim)
-    tiles, steps = triton.cdiv(rows, ROWS), 1
+    tiles, steps = cdiv(rows, ROWS), 1
     while steps < MAX_STEPS and tiles * heads * clips >= 2 * steps * ENOUGH_PROGRAMS:
         steps *= 2
     (first_tokens, more), (columns, rest) = pieces(tokens), pieces(head_dim)
     with torch.cuda.device_of(q):
-        _text_attention[(triton.cdiv(tiles, steps) * heads, clips)](
+        _text_attention[(cdiv(tiles, steps) * heads, clips)](
             q, k, v, out, math.log2(math.e) / math.sqrt(head_dim), rows, tokens, heads, head_dim, steps, M=ROWS,
             T=first_tokens, MORE=more, D=columns, REST=rest, num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip

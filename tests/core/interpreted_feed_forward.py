@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from followclick_core.acceleration.feed_forward import gated_feed_forward
 from followclick_core.models import motion_ops
 from followclick_core.models.blocks import FeedForward
+from followclick_core.models.gated_linear_kernel import gated_linear
 
 C, ROWS = 48, 37
-WAYS = {"product and gate": motion_ops.gated, "one kernel": motion_ops.gated_linear}
+WAYS = {"product and gate": motion_ops.gated, "one kernel": gated_linear}
 PIECE = 8 * C * 4 * 10  # ten rows
 
 
