@@ -149,7 +149,7 @@ def ways_lines(level: Level) -> list[Line]:
         ("animatediff", "cuBLAS and gate", {"gates_work": lambda *_: False}),
         ("animatediff", "layout back after proj_out", {"MAX_ADDED_WIDTH": 0}),
         ("followclick", "as it is", {}),
-        ("followclick", "text by a kernel", {"RUN_AS_KERNEL": True}),
+        ("followclick", "text by PyTorch", {"MAX_TOKENS": 0}),
     ]
     return [level.line(kind, "planes", name, under(values)) for kind, name, values in kinds]
 

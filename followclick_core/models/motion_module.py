@@ -35,10 +35,21 @@ class RegionKeyValue(NamedTuple):
 
 MotionText = KeyValue | RegionKeyValue
 
+
+def texts_of_clips(text: MotionText) -> list[MotionText]:
+    """Each clip's own part of what attention reads."""
+    if not isinstance(text, RegionKeyValue):
+        return list(zip(text[0].split(1), text[1].split(1), strict=True))
+    regions = text.shares.shape[1]
+    parts = (text.key.split(regions), text.value.split(regions), text.shares.split(1))
+    return [RegionKeyValue(*part) for part in zip(*parts, strict=True)]
+
+
 # Above this many bytes the hidden state of the feed-forward (8 times as wide as its input) is made in pieces.
 MAX_FEED_FORWARD_BYTES = 256 * 2**20
-# Above this many bytes the packed queries, keys and values of the frames are made in pieces, without gradients. The
-# 240 MiB of 16 guided frames at 512 pixels would be a step's peak once the UNet's transformers take less.
+# Above this many bytes the packed queries, keys and values of the frames are made in pieces, without gradients, and the
+# text is read clip by clip, which takes as much. The 240 MiB of 16 guided frames at 512 pixels would be a step's peak
+# once the UNet's transformers take less.
 MAX_PACKED_BYTES = 160 * 2**20
 
 
@@ -137,13 +148,15 @@ class TemporalTransformerBlock(nn.Module):
         """
         pixels = stream.view(-1, len(positions), stream.shape[1])
         for attention, norm, missing in zip(self.branches(text), self.norms, behind, strict=False):
+            pieces = _pieces(stream, 3, MAX_PACKED_BYTES)
             if text is not None and attention is self.motion_attention:
-                mix, parts = functools.partial(attention.read_text, text=text), [pixels]
+                texts = [text] if pieces == 1 else texts_of_clips(text)
+                mixes = [functools.partial(attention.read_text, text=part) for part in texts]
             else:
-                mix = functools.partial(attention.mix_frames, weight=attention.packed_weight())
-                parts = pixels.chunk(_pieces(stream, 3, MAX_PACKED_BYTES))
+                mixes = [functools.partial(attention.mix_frames, weight=attention.packed_weight())] * pieces
             last: nn.Linear = attention.to_out[0]  # type: ignore[assignment]
-            for part in parts:
+            # Fewer pixels than pieces make fewer parts.
+            for part, mix in zip(pixels.chunk(len(mixes)), mixes, strict=False):
                 rows = part.flatten(0, 1)
                 normed = motion_ops.norm_rows(rows, norm.weight, norm.bias, norm.eps, missing, positions)
                 rows.addmm_(mix(normed.view(part.shape)).reshape(rows.shape), last.weight.t())

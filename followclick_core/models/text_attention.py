@@ -15,8 +15,6 @@ from .temporal_attention import MAX_HEAD_DIM
 Queries = Float[Tensor, "n f c"]  # of all clips' pixels, one clip after the other
 TextTensor = Float[Tensor, "clips heads tokens d"]
 
-# Off until it has been timed: `benchmarks/motion_module.py --only attention` has it beside PyTorch's.
-RUN_AS_KERNEL = False
 # Of a longer text the weights would not fit into registers.
 MAX_TOKENS = 128
 
@@ -39,7 +37,7 @@ def runs_as_kernel(q: Queries, k: TextTensor) -> bool:
     tokens, head_dim = k.shape[2:]
     small = 0 < tokens <= MAX_TOKENS and 16 <= head_dim <= MAX_HEAD_DIM
     narrow = q.dtype == k.dtype and q.dtype in (torch.float16, torch.bfloat16)
-    if not (RUN_AS_KERNEL and q.is_cuda and small and narrow) or torch.is_grad_enabled():
+    if not (q.is_cuda and small and narrow) or torch.is_grad_enabled():
         return False
     return kernel_works(q.device.index, q.dtype, head_dim)
 

@@ -88,6 +88,7 @@ def other_errors() -> dict[str, float]:
     errors["feed-forward in pieces"] = added_error(module, x, 4, None)
     motion_module.MAX_PACKED_BYTES = 3 * 4 * 32 * 4 * 5
     errors["attention in pieces"] = added_error(module, x, 4, texts)
+    errors["regions in pieces"] = added_error(module, x, 4, regions)
     block = module.temporal_transformer.transformer_blocks[0]
     before = module.temporal_transformer.forward_fused(x, 4)
     block.attention_blocks[0].to_k.weight.data.copy_(torch.randn(32, 32))

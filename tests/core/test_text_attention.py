@@ -34,11 +34,9 @@ def runs(tokens=77, head_dim=40, dtype=torch.bfloat16) -> bool:
     return text_attention.runs_as_kernel(q, torch.ones(2, 2, tokens, head_dim, dtype=dtype))
 
 
-def test_the_kernel_runs_only_where_it_is_switched_on_and_made_for(monkeypatch):
+def test_the_kernel_runs_only_for_what_it_is_made_for(monkeypatch):
     monkeypatch.setattr(text_attention, "kernel_works", lambda *_: True)
     with torch.no_grad():
-        assert not runs()  # until it is switched on
-        monkeypatch.setattr(text_attention, "RUN_AS_KERNEL", True)
         assert runs() and runs(tokens=1) and runs(tokens=128, head_dim=160)
         assert not runs(tokens=129)
         assert not runs(tokens=0)
