@@ -39,7 +39,7 @@ class AccelerateExactly(io.ComfyNode):
                 io.Boolean.Input(
                     "channels_last",
                     default=False,
-                    tooltip="Lay out convolutions as tensor cores want them. Helps with compile_blocks; alone it was slower on an H200.",
+                    tooltip="Lay out convolutions as tensor cores want them. Alone it is slower: compile as well.",
                 ),
                 io.Boolean.Input(
                     "cuda_graphs",
