@@ -31,8 +31,7 @@ def plain_clip(run_clip, kit) -> np.ndarray:
 def check_changed(found: np.ndarray, reference: np.ndarray) -> None:
     assert found.shape == reference.shape
     assert np.isfinite(found).all()
-    # Most of a clip stands still whatever a node does, so the mean moves little; equal graphs give equal bits.
-    assert np.abs(found - reference).mean() > 2e-4 * np.abs(reference).mean()
+    assert np.abs(found - reference).mean() > 1e-3 * np.abs(reference).mean()
 
 
 def check_close(found: np.ndarray, reference: np.ndarray, tolerance: float = 1e-4) -> None:
@@ -149,7 +148,8 @@ MODEL_NODES = {
     "FreeU": {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2},
     "FreeU_V2": {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2},
     "RescaleCFG": {"multiplier": 0.7},
-    "PerturbedAttentionGuidance": {"scale": 12.0},
+    # It perturbs the middle block alone, which decides little in the demo model.
+    "PerturbedAttentionGuidance": {"scale": 30.0},
 }
 
 
