@@ -22,6 +22,7 @@ sys.path.insert(0, str(COMFYUI))
 from comfy.cli_args import args  # noqa: E402
 
 args.cpu = True
+import comfy.ldm.modules.attention as host_attention  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401  # before nodes, as in main.py: nodes puts another `utils` in the way
@@ -268,3 +269,9 @@ def animate(pack, demo, small, picture, square):
         return pack.run("ApplyMotionModel", model=model or small.model, motion_model=motion)[0], *graph
 
     return run
+
+
+@pytest.fixture
+def gpu_attention(monkeypatch):
+    """The attention that the host takes on a GPU; on a CPU it asks the system for free memory at every call."""
+    monkeypatch.setattr(host_attention, "optimized_attention", host_attention.attention_pytorch)

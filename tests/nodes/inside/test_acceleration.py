@@ -1,6 +1,5 @@
 """Exact accelerations in the host: the same clip, nothing compiled twice, and nothing left behind."""
 
-import comfy.ldm.modules.attention as host_attention
 import comfy.samplers
 import pytest
 import torch
@@ -45,12 +44,6 @@ def compiled(pack, accelerated):
 def backend():
     """One for all tests: what is compiled with it serves them all."""
     return CountingBackend()
-
-
-@pytest.fixture
-def gpu_attention(monkeypatch):
-    """The attention that the host takes on a GPU; on a CPU it asks the system for free memory at every call."""
-    monkeypatch.setattr(host_attention, "optimized_attention", host_attention.attention_pytorch)
 
 
 @pytest.fixture(scope="module")

@@ -42,12 +42,6 @@ def fused(pack, feed_forward):
     return lambda model, **more: host.accelerate(model, host.Acceleration(fused_feed_forward=True, **more))
 
 
-@pytest.fixture
-def gpu_attention(monkeypatch):
-    """The attention that the host takes on a GPU; on a CPU it asks the system for free memory at every call."""
-    monkeypatch.setattr(host_attention, "optimized_attention", host_attention.attention_pytorch)
-
-
 @pytest.fixture(scope="module")
 def clip(pack, graph):
     with torch.inference_mode():
