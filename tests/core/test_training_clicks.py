@@ -88,7 +88,7 @@ def test_a_motion_stage_is_given_them():
         stage.prepare(0)
     without, given = (stage.batch(0) for stage in stages)
     assert torch.equal(without["swept"], given["swept"])
-    layout_mask = [batch["first_frame"][:, -1] for batch in (without, given)]
+    layout_mask = [batch["first_frame"][:, 0] for batch in (without, given)]
     assert layout_mask[0].any()
     assert not layout_mask[1].any()
 
