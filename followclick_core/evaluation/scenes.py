@@ -3,8 +3,9 @@
 `evaluate_scenes` asks a model for a clip of every scene, measures the clips by their optical flow, and holds the means
 against the bars. Its two halves also run apart: `generate` (takes.py) on the machine with the model, `score`
 (scoring.py) anywhere; or `sample_scenes` stores latents on a machine with a GPU, which `evaluate_scenes` decodes and
-scores on any other. `TruthSource` and `StillSource` in the model's place show what the measure gives to the true clips,
-the most that can be reached, and to a photo that does not move.
+scores on any other. In the model's place `TruthSource` shows what the measure gives to the true clips, the most that
+can be reached, `EncodedTruthSource` to these through a model's autoencoder, and `StillSource` to a photo that does not
+move.
 """
 
 import hashlib
@@ -310,6 +311,26 @@ class TruthSource:
         return image
 
 
+class EncodedTruthSource(TruthSource):
+    """The true clips through a model's autoencoder: what its motion model could reach at best.
+
+    Flow is found where there is texture. What the autoencoder smooths away, a sky's grain for one, no longer holds the
+    flow beside the object in its place.
+    """
+
+    def __init__(self, animator: Any):
+        self.animator = animator
+
+    def animate(self, requests: Sequence[tuple[HeldOutScene, float]]) -> list[Take]:
+        return [
+            replace(take, frames=np.stack([self.autoencode(frame) for frame in take.frames]))
+            for take in super().animate(requests)
+        ]
+
+    def autoencode(self, image: np.ndarray) -> np.ndarray:
+        return self.animator.autoencode(image)
+
+
 class StillSource(TruthSource):
     """A photo that does not move: what a model gets that does nothing."""
 
@@ -352,6 +373,7 @@ def _counted(scenes: Iterator[HeldOutScene], total: int, progress: Progress | No
 
 __all__ = [
     "AnimatorSource",
+    "EncodedTruthSource",
     "Evaluation",
     "HeldOutScene",
     "Source",

@@ -40,8 +40,6 @@ class MotionTrainParams:
         mask_ratio: Share of the first frame's latents set to zero (paper: 0.7).
         masked_share: Share of the samples that are masked. The paper masks all; a model of this size then never sees
             the whole first frame that inference gives it, so the rest sees it unmasked.
-        clicked_share: Share of the samples whose mask is what the segmenter makes of a click on the object, instead of
-            the silhouette with a rough edge (click_masks.py).
         region_weight: Extra weight of the loss where the object moves: the still background is large and easy.
         image_batch: Single frames per step that keep the UNet a text-to-image model while its weights train along.
         text_dropout: Share of samples without a prompt, for classifier-free guidance.
@@ -60,7 +58,6 @@ class MotionTrainParams:
     pool_chunks: int = 64
     mask_ratio: float = 0.7
     masked_share: float = 0.5
-    clicked_share: float = 0.0
     region_weight: float = 4.0
     image_batch: int = 32
     image_weight: float = 0.2
@@ -115,7 +112,6 @@ TRAINING = {
             chunk_size=4,
             pool_chunks=256,
             masked_share=0.0,  # docs/REPRODUCTION.md: in a short training every masking costs
-            clicked_share=0.6,
             noisy_share=0.5,
             # After 240,000 clips without it these attentions were hardly sharper than chance: 4.7 nats of 4.85.
             correspondence_weight=0.02,
@@ -132,7 +128,6 @@ TRAINING = {
             pool_chunks=128,
             image_batch=16,
             masked_share=0.0,
-            clicked_share=0.6,
             noisy_share=0.5,
             correspondence_weight=0.02,
         ),

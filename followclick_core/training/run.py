@@ -1,7 +1,6 @@
 """`python -m followclick_core train`: the stages in order, into one run folder, resumable at any moment."""
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, load_tensors
+from ..checkpoint import CheckpointError
 from ..data.art import ArtPack
 from ..data.scenes import SceneGenerator, SceneParams
 from ..data.scenes_ahead import ScenesAhead
@@ -27,14 +26,11 @@ from ..models.motion_module import TemporalTransformer
 from ..models.text_encoder import known_tokens, load_text_encoder, save_text_encoder
 from ..models.unet import load_unet, save_unet
 from ..presets import Preset, get_preset
-from .click_masks import ClickMasks
 from .loop import Limits, LoopParams, Stage, run_stage
 from .params import TRAINING, MotionTrainParams
 from .ranks import Ranks, join_ranks
 from .run_dir import RunDir
 from .stages import AutoencoderStage, Generative, MotionStage, SpatialStage
-
-logger = logging.getLogger("followclick")
 
 STAGES = ("autoencoder", "segmenter", "spatial", "motion", "decoder")
 
@@ -238,25 +234,10 @@ class Trainer:
         told = {"batch": params.batch_size, "learning-rate": params.loop.learning_rate, "crop": params.crop}
         self._check_same_recipe("motion", told)
         model = self._generative()
-        autoencoder, masks = self._frozen_autoencoder(), self._click_masks(params.clicked_share)
-        stage = MotionStage(model, autoencoder, params, self.preset, self.scenes, masks)
-        done = self._loop(stage, params.loop, steps, limits)
+        stage = MotionStage(model, self._frozen_autoencoder(), self.params.motion, self.preset, self.scenes)
+        done = self._loop(stage, self.params.motion.loop, steps, limits)
         self._save_generative(model)
         return done
-
-    def _click_masks(self, share: float) -> ClickMasks | None:
-        """The run's own segmenter, to give the motion stage the masks of clicks."""
-        path = self.run_dir.weights / "segmenter.safetensors"
-        if not share:
-            return None
-        if not path.is_file():
-            logger.warning("%s has no segmenter.safetensors: the motion stage sees silhouettes only", path.parent)
-            return None
-        from ..segment.small_sam import load_small_sam
-
-        tensors, metadata = load_tensors(path)
-        sam = load_small_sam(tensors, metadata, path.name, self.preset.size)
-        return ClickMasks(sam.to(self.device), share)
 
     def _check_same_recipe(self, stage: str, told: dict[str, float | None]) -> None:
         """ValueError if the stage was begun with other options: it would be half of each, and say neither."""

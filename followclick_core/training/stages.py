@@ -20,7 +20,6 @@ from ..models.text_encoder import END, START, UNKNOWN, VOCABULARY, TextEncoder, 
 from ..models.unet import UNet
 from ..presets import Preset
 from ..shapes import fold_frames, unfold_frames
-from .click_masks import ClickMasks
 from .correspondence import CorrespondenceLoss, draw_places
 from .loop import step_generator
 from .params import AutoencoderParams, MotionTrainParams, SpatialParams
@@ -137,14 +136,12 @@ class MotionStage:
         params: MotionTrainParams,
         preset: Preset,
         scenes: SceneSource,
-        click_masks: ClickMasks | None = None,
     ):
         self.module = model
         self.params = params
         self.preset = preset
         self.autoencoder = autoencoder
         self.scenes = scenes
-        self._click_masks = click_masks
         self.schedule = NoiseSchedule(preset.motion.schedule).to(scenes.device)
         self.attachment = attach(model.unet, model.motion)
         if params.correspondence_weight:
@@ -242,12 +239,9 @@ class MotionStage:
         generator = step_generator(latents.device, seed, salt=3)
         watched = self._correspondence is not None
         origins = {"origins": scenes.origins.half()} if watched and isinstance(scenes, SceneBatch) else {}
-        mask = roughen_mask(scenes.mask, generator)
-        if self._click_masks is not None:
-            mask = self._click_masks(scenes.frames[:, :, 0], scenes.mask, mask, generator)
         return origins | {
             "latents": latents.bfloat16(),
-            "mask": resize_mask(mask, size).bfloat16(),
+            "mask": resize_mask(roughen_mask(scenes.mask, generator), size).bfloat16(),
             "swept": F.adaptive_max_pool2d(scenes.swept, size).bfloat16(),
             "magnitude": scenes.magnitude.float(),
             "tokens": tokenize(scenes.motion_prompts).to(latents.device),

@@ -12,6 +12,7 @@ from followclick_core.data.verbs import canonical_verb
 from followclick_core.evaluation.report import to_markdown, write_report
 from followclick_core.evaluation.scenes import (
     AnimatorSource,
+    EncodedTruthSource,
     StillSource,
     Take,
     TruthSource,
@@ -43,6 +44,23 @@ def truth(scenes, tmp_path_factory):
 
 def value(evaluation, start):
     return next(figure for figure in evaluation.figures if figure.name.startswith(start)).value
+
+
+class CoarseAnimator:
+    """Its autoencoder keeps 16 levels of grey."""
+
+    def autoencode(self, image):
+        return image // 16 * 16 + 8
+
+
+def test_the_truth_through_an_autoencoder_is_the_true_clip_as_it_would_decode_it(scenes, tmp_path):
+    generate(EncodedTruthSource(CoarseAnimator()), scenes[:2], tmp_path, SETTINGS)
+    for scene, stored in zip(scenes[:2], read_scenes(tmp_path), strict=True):
+        assert np.array_equal(stored.takes[0].frames, scene.frames // 16 * 16 + 8)
+        assert np.array_equal(stored.round_trip, scene.image // 16 * 16 + 8)
+        assert np.array_equal(stored.image, scene.image)
+        assert stored.takes[0].magnitude == scene.magnitude
+    assert value(score(tmp_path, VERBS_SHOWN), "frame 0 inside the target: dB below") == 0
 
 
 class SlidingAnimator:
