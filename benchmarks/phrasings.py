@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer  # pyright: ignore[reportMissingImports]  # comes with a ComfyUI
 
 from followclick_core.data.verbs import VERBS, describe
 from followclick_core.evaluation.phrasings import KINDS, unseen_phrasings
