@@ -13,7 +13,7 @@ with what `evaluate` measures on them, which is what such an error means,
                                        per frame at 512 of width), verbs recognised, background against frame 0 in dB
 
 and with the time of sampling over the exact one's. The ways take turns in every scene, so what else the machine does
-meets them alike; on a CPU it is processor time that counts. The last lines say by how much of the exact figure each
+meets them alike, the --workers that measure the clips included; on a CPU it is processor time that counts. The last lines say by how much of the exact figure each
 figure is worse.
 """
 
@@ -96,11 +96,13 @@ def sample_all(
     animator: Animator, scenes: Iterator[HeldOutScene], ways: dict[str, Way], seed: int
 ) -> Iterator[SceneTakes]:
     """Every scene in every way, in this order; what needs no optical flow is noted in the ways meanwhile."""
-    for number, scene in enumerate(scenes):
+    warm = False
+    for scene in scenes:
         region = animator.segment(scene.image, [(*scene.click, 1)]).best if scene.click else scene.mask
         if not region.any():
             continue  # nothing is sampled then
-        if not number:  # the first one of each also warms up
+        if not warm:
+            warm = True
             for way in ways.values():
                 sample(animator, scene, region, way.params, seed)
         yield from measure(animator, scene, region, ways, seed)

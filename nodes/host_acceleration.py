@@ -128,7 +128,6 @@ def _sampling(how: Acceleration) -> Callable:
             if how.compiled is not None and not offloaded and not _has(guider, REGION_SHARES):
                 blocks = [block for each in models for block in _blocks(each.model)]
                 stack.enter_context(compiled_blocks(blocks, how.compiled))
-            calls = None
             if how.cuda_graphs and not offloaded and _may_record(guider, options):
                 calls = RecordedCalls(record_cuda_graph)
                 stack.callback(calls.clear)
@@ -137,7 +136,7 @@ def _sampling(how: Acceleration) -> Callable:
             if how.text_keys and not _has(guider, "hooks") and not _has(guider, REGION_SHARES):
                 keys = TextKeys.of(unet)
                 stack.enter_context(keys.exchanged())
-                add_unet_wrapper(options, TEXT_KEYS, _with_text_keys(keys, calls))
+                add_unet_wrapper(options, TEXT_KEYS, _with_text_keys(keys))
             return executor(guider, sigmas, extra_args, *args, **kwargs)
 
     return sampler_sample
@@ -179,14 +178,14 @@ def _recorded(calls: RecordedCalls) -> Callable:
         def function(tensors: Any) -> Tensor:
             return executor(*tensors[:4], None, options, **dict(zip(names, tensors[4:], strict=True)))
 
-        key = (names, *options["cond_or_uncond"], *options["uuids"])
+        key = (names, options.get(TEXT_KEYS), *options["cond_or_uncond"], *options["uuids"])
         return calls(key, function, [x, timesteps, context, y, *more.values()])
 
     return diffusion_model
 
 
-def _with_text_keys(keys: TextKeys, calls: RecordedCalls | None) -> Callable:
-    """A DIFFUSION_MODEL wrapper that has the text projected once."""
+def _with_text_keys(keys: TextKeys) -> Callable:
+    """A DIFFUSION_MODEL wrapper that has the text projected once, and tells recorded calls which one they read."""
 
     def diffusion_model(
         executor: Callable, x: Tensor, timesteps: Tensor, context: Any, y: Any, control: Any, options: dict, **more: Any
@@ -196,10 +195,8 @@ def _with_text_keys(keys: TextKeys, calls: RecordedCalls | None) -> Callable:
             return executor(x, timesteps, context, y, control, options, **more)
         window = options.get("context_window")
         name = (*options["cond_or_uncond"], *options["uuids"], *(window.index_list if window is not None else ()))
-        with keys.reading(name, context, len(x) // len(options["cond_or_uncond"])) as new:
-            if new and calls is not None:
-                calls.clear()  # they would read what was kept before
-            return executor(x, timesteps, context, y, control, options, **more)
+        with keys.reading(name, context, len(x) // len(options["cond_or_uncond"])) as number:
+            return executor(x, timesteps, context, y, control, {**options, TEXT_KEYS: number}, **more)
 
     return diffusion_model
 

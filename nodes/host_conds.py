@@ -1,5 +1,6 @@
 """What CONDITIONING carries for a motion model, as the host's own condition types, and under which names."""
 
+import copy
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -61,7 +62,11 @@ def on_device(conds: dict[str, list[dict]], device: torch.device) -> dict[str, l
 
 def _moved(cond: CONDRegular, device: torch.device) -> CONDRegular:
     tensor = getattr(cond, "cond", None)  # a list, a number or something of another pack's stays as it is
-    return cond._copy_with(tensor.to(device)) if isinstance(tensor, Tensor) else cond
+    if not isinstance(tensor, Tensor):
+        return cond
+    moved = copy.copy(cond)  # and not by its class, whose arguments only its author knows
+    moved.cond = tensor.to(device)
+    return moved
 
 
 def uncompiled_blends(conds: dict[str, list[dict]]) -> AbstractContextManager:

@@ -5,11 +5,13 @@ Nothing is kept of a weight: the host may move it, cast it or add a LoRA to it b
 
 from contextlib import AbstractContextManager
 
+import torch
+from comfy import model_management
 from comfy.ops import cast_bias_weight, disable_weight_init
 from torch import Tensor, nn
 
 from ..followclick_core.acceleration import feed_forward
-from ..followclick_core.acceleration.forwards import exchanged_forwards
+from ..followclick_core.acceleration.forwards import computes_by_its_class, exchanged_forwards, has_inner_hooks
 
 
 def fused_feed_forwards(unet: nn.Module) -> AbstractContextManager:
@@ -36,8 +38,20 @@ def _linear_layers(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
 def _fused(layer: nn.Module, x: Tensor) -> Tensor:
     if not feed_forward.computes_plainly():
         return type(layer).forward(layer, x)
+    if _takes_turns(layer) or (not torch.compiler.is_compiling() and _is_watched(layer)):
+        return _by_layers(layer, x)
     wide, last = (_weights(each, x) for each in _linear_layers(layer))
     return feed_forward.gated_feed_forward(x, *wide, *last, feed_forward.MAX_BYTES)
+
+
+def _takes_turns(layer: nn.Module) -> bool:
+    """Whether the host copies weights beside the computing: then it wants each used before it is asked for the next."""
+    return model_management.NUM_STREAMS > 1 and any(_is_cast(each) for each in _linear_layers(layer))
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether somebody who came since has hooked a layer within, or computes it."""
+    return has_inner_hooks(layer) or not all(computes_by_its_class(each) for each in _linear_layers(layer))
 
 
 def _by_layers(layer: nn.Module, x: Tensor) -> Tensor:
@@ -48,6 +62,8 @@ def _by_layers(layer: nn.Module, x: Tensor) -> Tensor:
 
 def _weights(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias in the input's type and place; asked for as the layer's own forward does."""
-    if layer.comfy_cast_weights or len(layer.weight_function) > 0 or len(layer.bias_function) > 0:  # type: ignore[arg-type]
-        return cast_bias_weight(layer, x)
-    return layer.weight, layer.bias  # type: ignore[return-value]
+    return cast_bias_weight(layer, x) if _is_cast(layer) else (layer.weight, layer.bias)  # type: ignore[return-value]
+
+
+def _is_cast(layer: nn.Module) -> bool:
+    return bool(layer.comfy_cast_weights or layer.weight_function or layer.bias_function)

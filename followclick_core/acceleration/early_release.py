@@ -16,7 +16,7 @@ from .forwards import computes_by_its_class, exchanged_forwards
 def early_release(unet: nn.Module) -> AbstractContextManager:
     """Inside it, the attentions of a UNet's transformer blocks do so, but for those that somebody else computes."""
     blocks = [layer for layer in unet.modules() if type(layer).__name__ == "BasicTransformerBlock"]
-    layers = [layer for block in blocks for layer in block.children() if hasattr(layer, "to_out")]
+    layers = [layer for block in blocks for layer in block.children() if type(layer).__name__ == "CrossAttention"]
     free = [layer for layer in layers if computes_by_its_class(layer)]
     return exchanged_forwards((layer, _mixed_then_projected.__get__(layer)) for layer in free)
 
@@ -26,8 +26,11 @@ def _mixed_then_projected(layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor
     # Compiled code holds nothing that is not read again.
     if torch.compiler.is_compiling() or not _is_free(last):
         return type(layer).forward(layer, *args, **kwargs)
-    with exchanged_forwards([(last, _as_it_is)]):
+    seen: list[Tensor] = []
+    with exchanged_forwards([(last, _note.__get__(seen))]):
         mixed = type(layer).forward(layer, *args, **kwargs)
+    if len(seen) != 1 or mixed is not seen.pop():  # its last layer is not all that comes last
+        return type(layer).forward(layer, *args, **kwargs)
     return last(mixed)
 
 
@@ -36,5 +39,6 @@ def _is_free(layer: nn.Module) -> bool:
     return computes_by_its_class(layer) and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
-def _as_it_is(x: Tensor) -> Tensor:
+def _note(seen: list[Tensor], x: Tensor) -> Tensor:
+    seen.append(x)
     return x

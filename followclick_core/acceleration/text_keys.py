@@ -21,6 +21,7 @@ _KEPT = "kept_projection"
 class _Text:
     """A text as it came, and what the layers make of it."""
 
+    number: int  # no other text of this sampling has it
     context: Tensor
     projected: list[Tensor]
     frames: int  # that read each text; the layers' rows are kept once for all of them
@@ -37,6 +38,7 @@ class TextKeys:
 
     layers: list[nn.Module]
     kept: dict[Any, _Text] = field(default_factory=dict)
+    _count: int = 0
 
     @classmethod
     def of(cls, unet: nn.Module) -> "TextKeys":
@@ -62,20 +64,23 @@ class TextKeys:
             yield
 
     @contextmanager
-    def reading(self, name: Any, context: Tensor, num_frames: int) -> Iterator[bool]:
-        """A UNet call that gives every one of these layers `context` alone, (b f) n d; yields whether it is new.
+    def reading(self, name: Any, context: Tensor, num_frames: int) -> Iterator[int]:
+        """A UNet call that gives every one of these layers `context` alone, (b f) n d.
 
         Args:
             num_frames: Neighbouring rows that mostly have one text.
+
+        Yields:
+            A number that tells what is read from all else that was read; equal texts of several names have one.
         """
         text = self.kept.get(name)
-        new = text is None or not _same(text.context, context)
-        if text is None or new:
-            text = self.kept[name] = self._project(context, num_frames)
+        if text is None or not _same(text.context, context):
+            alike = (each for each in self.kept.values() if _same(each.context, context))
+            text = self.kept[name] = next(alike, None) or self._project(context, num_frames)
         for layer, projected in zip(self.layers, text.projected, strict=True):
             setattr(layer, _KEPT, projected)
         try:
-            yield new
+            yield text.number
         finally:
             for layer in self.layers:
                 setattr(layer, _KEPT, None)
@@ -87,7 +92,8 @@ class TextKeys:
         frames = num_frames if alike else 1
         # All rows, as the layers would, since fewer could be multiplied in another order.
         projected = [layer(context)[::frames].clone() for layer in self.layers]
-        return _Text(context, projected, frames)
+        self._count += 1
+        return _Text(self._count, context, projected, frames)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -178,9 +178,14 @@ def run_fused(x: Tensor, weights: Sequence[Tensor], num_heads: int) -> bool:
         and all(type(weight) in PLAIN and weight.dtype == x.dtype for weight in weights)
         and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and channels // num_heads <= MAX_HEAD_DIM
-        and not (_unregistered and torch.compiler.is_compiling())
+        and not compiles_unregistered()
         and operators_work(x.device.index, x.dtype, channels)
     )
+
+
+def compiles_unregistered() -> bool:
+    """Whether torch.compile is tracing and would follow a bare launch, as a PyTorch without custom operators does."""
+    return bool(_unregistered) and torch.compiler.is_compiling()
 
 
 @torch.compiler.assume_constant_result

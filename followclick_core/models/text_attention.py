@@ -17,6 +17,8 @@ TextTensor = Float[Tensor, "clips heads tokens d"]
 
 # Of a longer text the weights would not fit into registers.
 MAX_TOKENS = 128
+# The kernel's tiles are as many tokens wide, or a multiple.
+TOKENS_AT_ONCE = 16
 
 
 def attend_to_text(q: Queries, k: TextTensor, v: TextTensor) -> Queries:
@@ -37,24 +39,27 @@ def runs_as_kernel(q: Queries, k: TextTensor) -> bool:
     tokens, head_dim = k.shape[2:]
     small = 0 < tokens <= MAX_TOKENS and 16 <= head_dim <= MAX_HEAD_DIM
     narrow = q.dtype == k.dtype and q.dtype in (torch.float16, torch.bfloat16)
-    if not (q.is_cuda and small and narrow) or torch.is_grad_enabled():
+    if not (q.is_cuda and small and narrow) or torch.is_grad_enabled() or motion_ops.compiles_unregistered():
         return False
-    return kernel_works(q.device.index, q.dtype, head_dim)
+    return kernel_works(q.device.index, q.dtype, head_dim, -(-tokens // TOKENS_AT_ONCE) * TOKENS_AT_ONCE)
 
 
 @torch.compiler.assume_constant_result
-def kernel_works(device_index: int, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether the kernel can be built and computes what PyTorch does; tried once each."""
-    return _kernel_works(device_index, dtype, head_dim)
+def kernel_works(device_index: int, dtype: torch.dtype, head_dim: int, tokens: int) -> bool:
+    """Whether the kernel can be built and computes what PyTorch does; tried once each.
+
+    A longer text takes more shared memory, which a smaller GPU may not have.
+    """
+    return _kernel_works(device_index, dtype, head_dim, tokens)
 
 
 # Within the constant, as torch.compile ignores a cache that it meets and follows what is cached.
 @functools.lru_cache(maxsize=64)
-def _kernel_works(device_index: int, dtype: torch.dtype, head_dim: int) -> bool:
+def _kernel_works(device_index: int, dtype: torch.dtype, head_dim: int, tokens: int) -> bool:
     if not capable(device_index):
         return False
-    compare = functools.partial(comparisons, torch.device("cuda", device_index), dtype, head_dim)
-    return agree("Attention to motion texts runs", f"heads of {head_dim} channels, {dtype}", compare)
+    compare = functools.partial(comparisons, torch.device("cuda", device_index), dtype, head_dim, tokens)
+    return agree("Attention to motion texts runs", f"heads of {head_dim} channels, {tokens} tokens, {dtype}", compare)
 
 
 def comparisons(

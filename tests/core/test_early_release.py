@@ -10,7 +10,7 @@ from followclick_core.acceleration.early_release import early_release
 from followclick_core.acceleration.forwards import exchanged_forwards
 
 
-class Attention(nn.Module):
+class CrossAttention(nn.Module):
     """Holds what it has made until it returns, as the host's does, and notes what is still there for its last layer."""
 
     def __init__(self):
@@ -29,7 +29,7 @@ class Attention(nn.Module):
 class BasicTransformerBlock(nn.Module):
     def __init__(self):
         super().__init__()
-        self.attn1, self.attn2 = Attention(), Attention()
+        self.attn1, self.attn2 = CrossAttention(), CrossAttention()
 
     def forward(self, x, context):
         return x + self.attn2(x + self.attn1(x), context=context)
@@ -87,7 +87,7 @@ def test_a_hook_on_the_last_layer_sees_one_call(block, run):
 
 
 def test_attentions_and_last_layers_that_another_pack_computes_are_left_to_it(block, run):
-    linear, attention = nn.Linear.forward, Attention.forward
+    linear, attention = nn.Linear.forward, CrossAttention.forward
     last, first = block.attn1.to_out, block.attn2
     others = [(last, lambda x: 2 * linear(last, x)), (first, lambda x, context: 3 * attention(first, x, context))]
     plain = run()
@@ -96,6 +96,23 @@ def test_attentions_and_last_layers_that_another_pack_computes_are_left_to_it(bl
         with early_release(nn.ModuleList([block])):
             assert torch.equal(run(), expected)
     assert not torch.allclose(expected, plain)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_attention_whose_last_layer_is_not_the_last_thing_it_does_is_computed_as_it_says(block, run, twice):
+    """As one that adds what an image says, or projects in parts."""
+
+    class Image(CrossAttention):
+        def forward(self, x, context=None):
+            if twice:
+                return self.to_out(self.to_q(x)) + self.to_out(self.to_v(x))
+            return super().forward(x, context) + self.to_q(x)
+
+    Image.__name__ = "CrossAttention"
+    block.attn2 = Image()
+    expected = run()
+    with early_release(nn.ModuleList([block])):
+        assert torch.equal(run(), expected)
 
 
 def test_a_failure_leaves_the_last_layer_as_it_was(block, run):

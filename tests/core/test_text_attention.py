@@ -45,8 +45,19 @@ def test_the_kernel_runs_only_for_what_it_is_made_for(monkeypatch):
     assert not runs()  # with gradients
 
 
+def test_it_is_tried_with_texts_of_the_length_that_it_is_to_read(monkeypatch):
+    """Of a longer one a smaller GPU may not have the shared memory."""
+    asked = []
+    monkeypatch.setattr(text_attention, "kernel_works", lambda *key: asked.append(key[-1]) or key[-1] <= 80)
+    with torch.no_grad():
+        assert runs(tokens=77)
+        assert runs(tokens=80)
+        assert not runs(tokens=81)
+    assert asked == [80, 80, 96]
+
+
 def test_a_kernel_that_computes_something_else_is_left_out(monkeypatch):
     text_attention._kernel_works.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (9, 0))
     monkeypatch.setattr(text_attention, "comparisons", lambda *_: [("attention", torch.zeros(3), torch.ones(3))])
-    assert not text_attention.kernel_works(0, torch.bfloat16, 40)
+    assert not text_attention.kernel_works(0, torch.bfloat16, 40, 80)
