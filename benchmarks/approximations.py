@@ -13,8 +13,8 @@ with what `evaluate` measures on them, which is what such an error means,
                                        per frame at 512 of width), verbs recognised, background against frame 0 in dB
 
 and with the time of sampling over the exact one's. The ways take turns in every scene, so what else the machine does
-meets them alike, the --workers that measure the clips included; on a CPU it is processor time that counts. The last lines say by how much of the exact figure each
-figure is worse.
+meets them alike, the --workers that measure the clips included; on a CPU it is processor time that counts. The last
+lines say by how much of the exact figure each figure is worse.
 """
 
 import argparse
