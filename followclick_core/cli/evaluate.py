@@ -29,6 +29,8 @@ On photos of your own, described by benchmark.json (docs/EVALUATION.md):
 """
 
 SWEEP_SCENES, SWEEP_SCENES_STORED = 12, 60
+# Those of evaluation/references.py, which is not imported for a help text.
+REFERENCES = ("truth", "encoded-truth", "still")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="N",
         help="how many scenes are also asked for in words that training never used, in two ways each (default 0)",
+    )
+    parser.add_argument(
+        "--reference",
+        choices=REFERENCES,
+        help="clips in the model's place: the true ones, these through its autoencoder, or the photo standing still",
     )
     parser.add_argument("--output", metavar="FOLDER", help="report.json and report.md go here")
     parser.add_argument("--takes", metavar="FOLDER", help="clips as latents: filled by --sample-only, then scored")
@@ -118,6 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
             sweep_scenes=_sweep_scenes(arguments),
             unseen_scenes=arguments.unseen_phrasings,
             takes=arguments.takes,
+            reference=arguments.reference,
             workers=arguments.workers,
             extractors=extractors,
             progress=progress,
@@ -193,8 +201,8 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sweep_scenes(arguments: argparse.Namespace) -> int:
-    if arguments.sweep_scenes is not None:
-        return arguments.sweep_scenes
+    if arguments.sweep_scenes is not None or arguments.reference:
+        return arguments.sweep_scenes or 0
     return SWEEP_SCENES_STORED if arguments.takes else SWEEP_SCENES
 
 
@@ -203,6 +211,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("Give either --art, for held-out scenes, or --benchmark, for photos of your own.")
     if arguments.benchmark and arguments.takes:
         raise ValueError("--takes goes with --art; a benchmark is evaluated in one go.")
+    if arguments.reference and (arguments.benchmark or arguments.takes or arguments.sweep_scenes):
+        raise ValueError("--reference goes with --art alone: its clips are not sampled, and have their own magnitude.")
+    if arguments.reference and arguments.unseen_phrasings:
+        raise ValueError("A --reference is asked in no words; leave --unseen-phrasings out.")
     if arguments.sample_only and not arguments.takes:
         raise ValueError("--sample-only fills the folder of --takes; name one.")
     if not arguments.sample_only and not arguments.output:

@@ -3,9 +3,7 @@
 `evaluate_scenes` asks a model for a clip of every scene, measures the clips by their optical flow, and holds the means
 against the bars. Its two halves also run apart: `generate` (takes.py) on the machine with the model, `score`
 (scoring.py) anywhere; or `sample_scenes` stores latents on a machine with a GPU, which `evaluate_scenes` decodes and
-scores on any other. In the model's place `TruthSource` shows what the measure gives to the true clips, the most that
-can be reached, `EncodedTruthSource` to these through a model's autoencoder, and `StillSource` to a photo that does not
-move.
+scores on any other. What stands in a model's place to show what the measure gives is in references.py.
 """
 
 import hashlib
@@ -30,6 +28,7 @@ from .latents import LatentSampler, StoredTakes, read_sampling, sample_takes, wr
 from .metrics import edge_distance, mean_figure
 from .perceptual import Extractors, JudgedClip, perceptual_figures
 from .photo_clicks import click_photos
+from .references import reference_source
 from .report import write_report
 from .scoring import Evaluation, score
 from .takes import HeldOutScene, Plan, Source, Take, generate, read_scenes
@@ -54,11 +53,14 @@ class _Run:
     size: int
     verbs: Sequence[str]
     guidance_interval: tuple[float, float]
+    reference: str | None = None
 
     def scenes(self) -> Iterator[HeldOutScene]:
         return held_out_scenes(self.art, self.num_scenes, self.seed, self.size, self.num_frames, self.verbs)
 
     def source(self) -> Source:
+        if self.reference is not None:
+            return reference_source(self.reference, self.animator)
         return AnimatorSource(
             self.animator,
             num_frames=self.num_frames,
@@ -85,6 +87,7 @@ class _Run:
             "weights": self.animator.digest(),
             "num_scenes": self.num_scenes,
             **self._common_settings(),
+            **({"reference": self.reference} if self.reference else {}),
         }
 
     def sampling_settings(self) -> dict[str, Any]:
@@ -135,6 +138,7 @@ def evaluate_scenes(
     unseen_scenes: int = 0,
     verbs: Sequence[str] = VERBS,
     takes: str | Path | None = None,
+    reference: str | None = None,
     workers: int = 1,
     extractors: Extractors | None = None,
     progress: Progress | None = None,
@@ -150,14 +154,18 @@ def evaluate_scenes(
         unseen_scenes: How many are also asked for in words that training never used (phrasings.py).
         verbs: Those that the model was trained on: what the scenes ask for and the verb rule chooses from.
         takes: A folder that `sample_scenes` filled with the same arguments: nothing is sampled, its takes are scored.
+        reference: Of REFERENCES (references.py), whose clips stand in the model's place.
         extractors: The models of the paper's measures, as far as they are at hand (perceptual.py).
         workers: Processes that decode `takes` and score.
         progress: Called with ("generate" or "score", scenes done, scenes in all).
 
     Raises:
-        ValueError: `takes` or `out_dir` holds those of other weights or settings, or `takes` lacks some.
+        ValueError: `takes` or `out_dir` holds those of other weights or settings, or `takes` lacks some; there is no
+            such reference.
     """
-    run = _Run(animator, art, num_scenes, seed, num_frames, steps, guidance_scale, size, verbs, guidance_interval)
+    run = _Run(
+        animator, art, num_scenes, seed, num_frames, steps, guidance_scale, size, verbs, guidance_interval, reference
+    )
     _make_clips(run, out_dir, Plan(SWEEP_VERBS, sweep_scenes, unseen_scenes), takes, workers, progress)
     evaluation = _with_real_clicks(score(out_dir, verbs, progress, workers), animator, art)
     evaluation = with_perceptual_figures(evaluation, out_dir, extractors or Extractors(), run.scenes(), progress)
@@ -301,46 +309,6 @@ class AnimatorSource:
         return Take(magnitude, clip.frames, mask, round(time.monotonic() - started, 3))
 
 
-class TruthSource:
-    """The true clips: the upper bound of every figure."""
-
-    def animate(self, requests: Sequence[tuple[HeldOutScene, float]]) -> list[Take]:
-        return [Take(scene.magnitude, scene.frames, scene.mask) for scene, _ in requests]
-
-    def autoencode(self, image: np.ndarray) -> np.ndarray:
-        return image
-
-
-class EncodedTruthSource(TruthSource):
-    """The true clips through a model's autoencoder: what its motion model could reach at best.
-
-    Flow is found where there is texture. What the autoencoder smooths away, a sky's grain for one, no longer holds the
-    flow beside the object in its place.
-    """
-
-    def __init__(self, animator: Any):
-        self.animator = animator
-
-    def animate(self, requests: Sequence[tuple[HeldOutScene, float]]) -> list[Take]:
-        return [
-            replace(take, frames=np.stack([self.autoencode(frame) for frame in take.frames]))
-            for take in super().animate(requests)
-        ]
-
-    def autoencode(self, image: np.ndarray) -> np.ndarray:
-        return self.animator.autoencode(image)
-
-
-class StillSource(TruthSource):
-    """A photo that does not move: what a model gets that does nothing."""
-
-    def animate(self, requests: Sequence[tuple[HeldOutScene, float]]) -> list[Take]:
-        return [
-            Take(magnitude, np.repeat(scene.image[None], len(scene.frames), axis=0), scene.mask)
-            for scene, magnitude in requests
-        ]
-
-
 def deepest_point(mask: np.ndarray) -> tuple[int, int]:
     """The pixel (x, y) of a bool mask that is farthest from its edge: where one clicks, and how SAM was evaluated."""
     depth = edge_distance(mask)
@@ -373,13 +341,10 @@ def _counted(scenes: Iterator[HeldOutScene], total: int, progress: Progress | No
 
 __all__ = [
     "AnimatorSource",
-    "EncodedTruthSource",
     "Evaluation",
     "HeldOutScene",
     "Source",
-    "StillSource",
     "Take",
-    "TruthSource",
     "evaluate_scenes",
     "generate",
     "held_out_scenes",

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 
 from followclick_core.animator import Animator
+from followclick_core.cli.evaluate import REFERENCES as CLI_REFERENCES
 from followclick_core.data.verbs import canonical_verb
+from followclick_core.evaluation.references import (
+    REFERENCES,
+    EncodedTruthSource,
+    StillSource,
+    TruthSource,
+    reference_source,
+)
 from followclick_core.evaluation.report import to_markdown, write_report
 from followclick_core.evaluation.scenes import (
     AnimatorSource,
-    EncodedTruthSource,
-    StillSource,
     Take,
-    TruthSource,
     deepest_point,
     evaluate_scenes,
     generate,
@@ -61,6 +66,32 @@ def test_the_truth_through_an_autoencoder_is_the_true_clip_as_it_would_decode_it
         assert np.array_equal(stored.image, scene.image)
         assert stored.takes[0].magnitude == scene.magnitude
     assert value(score(tmp_path, VERBS_SHOWN), "frame 0 inside the target: dB below") == 0
+
+
+@pytest.mark.parametrize("name", CLI_REFERENCES)
+def test_a_reference_is_evaluated_in_the_models_place(name, art, scenes, tmp_path):
+    class Reference(CoarseAnimator):
+        name = "coarse"
+
+        def digest(self):
+            return "0"
+
+        def segment(self, image, clicks):
+            return SimpleNamespace(best=np.zeros(image.shape[:2], bool))
+
+    settings = {"size": SIZE, "sweep_scenes": 0, "verbs": VERBS_SHOWN}
+    found = evaluate_scenes(Reference(), art, 2, 3, out_dir=tmp_path, reference=name, **settings)
+    assert found.settings["reference"] == name
+    moves = value(found, "magnitude inside")
+    assert moves < 0.01 if name == "still" else moves > 0.5
+    with pytest.raises(ValueError, match="reference"):
+        evaluate_scenes(Reference(), art, 2, 3, out_dir=tmp_path, **settings)
+
+
+def test_there_are_no_other_references():
+    assert tuple(REFERENCES) == CLI_REFERENCES
+    with pytest.raises(ValueError, match="'turth'; choose one of truth"):
+        reference_source("turth", None)
 
 
 class SlidingAnimator:
