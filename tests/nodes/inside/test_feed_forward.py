@@ -73,7 +73,7 @@ def assert_untouched(graph):
 
 
 def close(found, expected):
-    """By root mean square: products of other sizes round in another order, and few numbers may show it by a hundredth."""
+    """By root mean square: products of other sizes round in another order; few numbers may show it by a hundredth."""
     assert found.shape == expected.shape
     assert (found - expected).square().mean().sqrt() < 2e-4 * expected.std()
 
