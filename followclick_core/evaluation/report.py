@@ -19,6 +19,7 @@ SHEET_SCENES = 12
 SHEET_SIDE = 128
 LABEL_HEIGHT = 16
 NAMED_LINES = 12
+TICKS = (0, 1, 2, 4, 8, 16, 32)  # of magnitudes
 
 
 def write_report(evaluation: Evaluation, out_dir: str | Path) -> None:
@@ -128,6 +129,8 @@ def _plot_magnitude(scenes: Sequence[SceneScore], path: Path) -> None:
         points = np.array([scene.sweep for scene in swept])
         axes.plot(*np.median(points, axis=0).T, color="black", linewidth=2, label=f"median of {len(swept)} sweeps")
     axes.set(xscale="symlog", yscale="symlog", xlabel="magnitude asked (px/frame at 512)", ylabel="measured")
+    # Its own would be 1 and 10, and look as if all of the scale were logarithmic.
+    axes.set(xticks=TICKS, yticks=TICKS, xticklabels=TICKS, yticklabels=TICKS)
     axes.legend(fontsize=6)
     with atomic_path(path) as temporary:
         canvas.savefig(temporary, dpi=120)
