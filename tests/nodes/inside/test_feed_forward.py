@@ -268,7 +268,8 @@ def test_compiled_blocks_have_it_as_one_operator_and_forget_it_when_it_is_off(
     on = fused(graph.model, compiled=params, text_keys=True)
     off = host.accelerate(graph.model, host.Acceleration(compiled=params, text_keys=True))
     counts = []
-    # Pieces of five frames have sizes at which some processors round in another order; uncompiled they do too.
+    # Pieces of five frames have sizes at which some processors add in another order; uncompiled they do too. Where the
+    # UNet's result is rounded to half precision, a few numbers of it then fall to the other side.
     uncompiled = fused(graph.model, text_keys=True)
     plain = graph.model
     for model, length, reference in (
@@ -281,6 +282,8 @@ def test_compiled_blocks_have_it_as_one_operator_and_forget_it_when_it_is_off(
         conditioned = pack.first_frame(demo, picture, pack.regions(demo, square), length)
         found = pack.sample(model, *conditioned, steps=1)
         close(found, pack.sample(reference, *conditioned, steps=1))
+        alike = torch.isclose(found, pack.sample(plain, *conditioned, steps=1), rtol=1e-3, atol=1e-4)
+        assert alike.float().mean() > 0.99
         counts.append((len(backend.graphs), backend.with_operator))
     assert counts[0][1] == 0 < counts[1][1], counts
     assert counts[1] == counts[2] == counts[3] == counts[4], "nothing is compiled again for other numbers of pieces"
